@@ -1,0 +1,177 @@
+"""Adapters on disk: a folder with `adapter.safetensors`, `adapter.json` and a card. Never the base, never a pickle."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from unflicker import layers
+from unflicker.checks import InputError
+from unflicker.controllers import Controller
+from unflicker.model import Site, StabilizedModel
+from unflicker.stabilizers import describe, from_description
+
+FORMAT = 1
+WEIGHTS, SETTINGS, CARD = "adapter.safetensors", "adapter.json", "README.md"
+
+
+def adapter_state_dict(model: StabilizedModel) -> dict[str, Tensor]:
+    """Return the weights that were added to the base, and nothing of the base.
+
+    >>> from unflicker.model import stabilize
+    >>> from unflicker.stabilizers import LearnedEMA
+    >>> model = stabilize(nn.Conv2d(3, 3, 1), {"": LearnedEMA()}, example=torch.rand(1, 3, 8, 8))
+    >>> list(adapter_state_dict(model))
+    ['stabilizers.output.logit']
+    """
+    return {name: value for name, value in model.state_dict().items() if not name.startswith("base.")}
+
+
+def save_adapter(model: StabilizedModel, folder: str | Path, *, notes: str = "") -> None:
+    """Write what was added to a base: weights, settings, and a card that says what it is.
+
+    Args:
+        model: the stabilized model.
+        folder: where to; created if missing, replaced as a whole if it is an adapter already.
+        notes: text for the card: what it was trained on, what it gains, its limits.
+
+    Raises:
+        InputError: the folder holds something else.
+    """
+    folder = Path(folder)
+    if folder.exists() and not (folder / SETTINGS).exists() and (folder.is_file() or any(folder.iterdir())):
+        raise InputError(f"{folder} exists and is not an adapter; choose another folder.")
+    settings = {
+        "format": FORMAT,
+        "unflicker": _version(),
+        "base": {"class": type(model.base).__name__, "shapes": _shapes(model.base)},
+        "frame_shape": list(model.frame_shape),
+        "controllers": [controller.settings() for controller in model.controllers],
+        "plan": {
+            str(site.address): {
+                "layout": site.layout,
+                "shape": list(site.shape),
+                "stabilizer": describe(model.stabilizers[key]),
+            }
+            for key, site in model.sites.items()
+        },
+    }
+    part = folder.with_name(folder.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    weights = {name: value.detach().cpu().contiguous() for name, value in adapter_state_dict(model).items()}
+    save_file(weights, str(part / WEIGHTS))
+    (part / SETTINGS).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+    (part / CARD).write_text(_card(model, folder.name, notes), encoding="utf-8")
+    if folder.exists():
+        shutil.rmtree(folder)
+    os.replace(part, folder)
+
+
+def load_adapter(base: nn.Module, folder: str | Path) -> StabilizedModel:
+    """Insert a saved adapter into its base.
+
+    Args:
+        base: the network the adapter was made for; it is frozen, as `stabilize` does.
+        folder: what `save_adapter` wrote.
+
+    Raises:
+        InputError: the folder holds no adapter, or the adapter was made for another base; the differences are listed.
+    """
+    folder = Path(folder)
+    settings = _read(folder)
+    differences = _differences(settings["base"]["shapes"], _shapes(base))
+    if differences:
+        raise InputError(
+            f"The adapter {folder} was made for another base, a {settings['base']['class']}: " + "; ".join(differences)
+        )
+    templates = {}
+    try:
+        for text, entry in settings["plan"].items():
+            site = Site(layers.parse(text), entry["layout"], tuple(entry["shape"]))
+            templates[site] = from_description(entry["stabilizer"])
+        controllers = tuple(Controller(**controller) for controller in settings["controllers"])
+        frame_shape = tuple(settings["frame_shape"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{folder / SETTINGS} is damaged: {error!r}.") from None
+    try:
+        weights = load_file(str(folder / WEIGHTS))
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{folder / WEIGHTS} cannot be read: {error}.") from None
+    model = StabilizedModel(base, templates, controllers, frame_shape)
+    expected = adapter_state_dict(model)
+    wrong = _differences(
+        {name: list(value.shape) for name, value in weights.items()},
+        {name: list(value.shape) for name, value in expected.items()},
+    )
+    if wrong:
+        model.remove()
+        raise InputError(f"{folder / WEIGHTS} does not fit its own settings: " + "; ".join(wrong))
+    model.load_state_dict(weights, strict=False)
+    first = next(base.parameters(), torch.zeros(()))
+    model.stabilizers.to(first)
+    model.controllers.to(first)
+    return model
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    try:
+        settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+        found = settings["format"]
+    except OSError:
+        raise InputError(f"{folder} is no adapter: it has no {SETTINGS}.") from None
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{folder / SETTINGS} is damaged: it is not the JSON that save_adapter writes.") from None
+    if found != FORMAT:
+        raise InputError(f"{folder} has format {found}, this version of unflicker reads {FORMAT}: update unflicker.")
+    return settings
+
+
+def _shapes(base: nn.Module) -> dict[str, list[int]]:
+    return {name: list(value.shape) for name, value in base.state_dict().items()}
+
+
+def _differences(expected: dict[str, list[int]], found: dict[str, list[int]]) -> list[str]:
+    lines = [f"{name} is missing" for name in expected if name not in found]
+    lines += [f"{name} is not in the adapter's base" for name in found if name not in expected]
+    lines += [
+        f"{name} is {tuple(found[name])} where {tuple(shape)} was expected"
+        for name, shape in expected.items()
+        if name in found and found[name] != shape
+    ]
+    return lines if len(lines) <= 8 else [*lines[:8], f"and {len(lines) - 8} more"]
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return version("unflicker")
+
+
+def _card(model: StabilizedModel, name: str, notes: str) -> str:
+    return f"""---
+library_name: unflicker
+tags: [video, temporal-consistency]
+---
+# {name}
+
+An adapter of [unflicker](https://pypi.org/project/unflicker) {_version()}: stabilizers for a frozen image network.
+
+```python
+from unflicker import load_adapter
+model = load_adapter(network, "{name}")  # network: a {type(model.base).__name__}
+y, state = model(frame, state)
+```
+
+```
+{model.summary()}
+```
+{notes}"""

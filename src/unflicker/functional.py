@@ -1,0 +1,134 @@
+"""The math without memory: plain tensor functions that the stabilizers are made of.
+
+Everything here works on feature maps (B, C, H, W); `strength` and `seen` broadcast against them.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+LOG2_E = 1.4426950408889634  # exp2 is three times as fast as exp on a CPU
+
+
+def scale_odds(decay: Tensor, strength: Tensor) -> Tensor:
+    """Multiply the odds of the past against the present, decay : (1 - decay), by `strength`.
+
+    0 forgets the past, 1 changes nothing, 2 doubles its odds. `decay` is in [0, 1), `strength` >= 0.
+
+    >>> scale_odds(torch.tensor(0.5), torch.tensor([0.0, 1.0, 2.0])).tolist()
+    [0.0, 0.5, 0.6666666865348816]
+    """
+    odds = decay * strength
+    return odds / (1 - decay + odds)
+
+
+def finite_pixels(z: Tensor) -> Tensor:
+    """Return (B, 1, H, W) bool: the pixels of `z` (B, C, H, W) at which every channel is finite."""
+    return torch.isfinite(z).all(dim=1, keepdim=True)
+
+
+def resize_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bring a validity mask (B, 1, H, W) to another size: a pixel stays valid where most of its area was.
+
+    >>> resize_mask(torch.tensor([[[[1.0, 1.0], [1.0, 0.0]]]]), (1, 1)).item()
+    True
+    """
+    mask = mask.float()
+    if mask.shape[-2:] != size:
+        mask = F.interpolate(mask, size=size, mode="area")
+    return mask > 0.5
+
+
+def spatial_fusion(
+    z: Tensor,
+    past: Tensor,
+    logits: Tensor,
+    *,
+    kernel_size: int,
+    seen: Tensor,
+    strength: Tensor,
+    paper_exact: bool = False,
+) -> Tensor:
+    """Blend the present with a K x K window of the past, each pixel with weights of its own.
+
+    Instant Video Models, appendix D.3: a softmax over the K * K logits of the past and one zero logit of the
+    present weighs them. The K * K-fold copy of the past (unfold) is never made.
+
+    Args:
+        z: the present, (B, C, H, W).
+        past: what was returned for the last frame, (B, C, H, W).
+        logits: (B, G * K * K, H, W), G dividing C: one kernel per group of C / G channels. Within a group the
+            window is enumerated row by row. G = C is the paper's form.
+        kernel_size: K, odd.
+        seen: (B, 1, H, W), 1 where `past` holds something, else 0.
+        strength: multiplies the odds of the past, (B, 1, 1, 1).
+        paper_exact: neighbours outside the frame take part with value 0, as in the published code, which darkens
+            the borders. Otherwise they, and pixels not seen yet, take no weight.
+
+    >>> z, past = torch.ones(1, 4, 3, 3), torch.ones(1, 4, 3, 3)
+    >>> seen, strength = torch.ones(1, 1, 3, 3), torch.ones(1, 1, 1, 1)
+    >>> out = spatial_fusion(z, past, torch.zeros(1, 9, 3, 3), kernel_size=3, seen=seen, strength=strength)
+    >>> torch.allclose(out, z)
+    True
+    """
+    if paper_exact:
+        seen = torch.ones_like(seen)
+    tracked = torch.is_grad_enabled() and (z.requires_grad or past.requires_grad or logits.requires_grad)
+    fuse = _fuse_out_of_place if tracked or torch.compiler.is_compiling() else _fuse_in_place
+    return fuse(z, past, logits, seen.to(z.dtype), strength.to(z.dtype), kernel_size, paper_exact)
+
+
+def _fuse_out_of_place(
+    z: Tensor, past: Tensor, logits: Tensor, seen: Tensor, strength: Tensor, k: int, paper_exact: bool
+) -> Tensor:
+    """The form for autograd and for graphs: pad once, add up shifted views."""
+    height, width = z.shape[-2:]
+    groups = logits.shape[1] // (k * k)
+    logits = logits.unflatten(1, (groups, k * k))
+    peak = logits.amax(2).clamp_min(0)  # keeps exp() in range, as in any softmax
+    total = torch.exp(-peak)
+    fused = z.unflatten(1, (groups, -1)) * total.unsqueeze(2)
+    past = F.pad(past, (k // 2,) * 4).unflatten(1, (groups, -1))
+    seen = F.pad(seen, (k // 2,) * 4, value=float(paper_exact))
+    for i in range(k * k):
+        rows, columns = slice(i // k, i // k + height), slice(i % k, i % k + width)
+        weight = torch.exp(logits[:, :, i] - peak) * strength
+        total = total + weight * seen[..., rows, columns]
+        fused = fused + weight.unsqueeze(2) * past[..., rows, columns]
+    return (fused / total.unsqueeze(2)).flatten(1, 2)
+
+
+def _fuse_in_place(
+    z: Tensor, past: Tensor, logits: Tensor, seen: Tensor, strength: Tensor, k: int, paper_exact: bool
+) -> Tensor:
+    """The form for inference: the same sums into one buffer, a few groups at a time so that they stay in cache."""
+    height, width = z.shape[-2:]
+    groups = logits.shape[1] // (k * k)
+    out = torch.empty_like(z)
+    channels_last = z.is_contiguous(memory_format=torch.channels_last)
+    step = groups if channels_last else max(1, 2**18 // (height * width))
+    out5, z5, past5, logits5 = (v.unflatten(1, (groups, -1)) for v in (out, z, past, logits))
+    for start in range(0, groups, step):
+        part = slice(start, start + step)
+        own = logits5[:, part]
+        peak = own.amax(2).clamp_min_(0).mul_(LOG2_E)
+        total = torch.exp2(-peak)
+        fused = torch.mul(z5[:, part], total.unsqueeze(2), out=out5[:, part])
+        weight = torch.empty_like(peak)
+        peak -= torch.log2(strength)
+        for i in range(k * k):
+            torch.mul(own[:, :, i], LOG2_E, out=weight).sub_(peak).exp2_()
+            dy, dx = i // k - k // 2, i % k - k // 2
+            here = (..., slice(max(0, -dy), height - max(0, dy)), slice(max(0, -dx), width - max(0, dx)))
+            there = (..., slice(max(0, dy), height + min(0, dy)), slice(max(0, dx), width + min(0, dx)))
+            if paper_exact:
+                total += weight
+            if abs(dy) >= height or abs(dx) >= width:
+                continue
+            if not paper_exact:
+                total[here].addcmul_(weight[here], seen[there])
+            fused[here].addcmul_(weight[here].unsqueeze(2), past5[:, part][there])
+        fused.div_(total.unsqueeze(2))
+    return out

@@ -1,0 +1,150 @@
+"""Find layers of a network by dotted name or glob, pick tensors out of what they return, freeze."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from unflicker.checks import InputError, nearest
+
+
+class Address(NamedTuple):
+    """Where a tensor is found: a layer's dotted name or glob, its output or input, and a selector into it."""
+
+    layer: str
+    is_input: bool
+    selector: str
+
+    @property
+    def key(self) -> str:
+        """The name in `state` and among the modules: unique, and without dots."""
+        side = "in" if self.is_input else "out"
+        place = f"{side}:{self.layer.replace('.', '/')}" if self.layer else f"{side}put"
+        return f"{place}::{self.selector}" if self.selector else place
+
+    def __str__(self) -> str:
+        place = f"in:{self.layer}" if self.is_input else self.layer
+        return f"{place}::{self.selector}" if self.selector else place
+
+
+def parse(text: str) -> Address:
+    """Read an address as a plan writes it.
+
+    >>> parse("in:blocks.*::0")
+    Address(layer='blocks.*', is_input=True, selector='0')
+    >>> parse("").key, parse("in:").key, parse("decoder.0").key
+    ('output', 'input', 'out:decoder/0')
+    """
+    place, _, selector = text.partition("::")
+    is_input = place.startswith("in:")
+    return Address(place.removeprefix("in:"), is_input, selector)
+
+
+def is_glob(name: str) -> bool:
+    """Whether a layer's name is a pattern."""
+    return "*" in name
+
+
+def match(pattern: str, names: list[str]) -> list[str]:
+    """Return the names a glob matches: `*` stands for one part between dots, `**` for any number of parts.
+
+    >>> match("blocks.*", ["blocks", "blocks.0", "blocks.0.conv"])
+    ['blocks.0']
+    >>> match("**.conv", ["conv", "blocks.0.conv", "blocks.0"])
+    ['conv', 'blocks.0.conv']
+    """
+    parts = [r"(?:[^.]+\.)*" if p == "**" else re.escape(p).replace(r"\*", "[^.]*") + r"\." for p in pattern.split(".")]
+    expression = re.compile("".join(parts))
+    return [name for name in names if name and expression.fullmatch(name + ".")]
+
+
+def find(model: nn.Module, pattern: str) -> list[str]:
+    """Return the names of the layers that a dotted name or glob means.
+
+    Raises:
+        InputError: there is none; the nearest name is suggested.
+    """
+    names = [name for name, _ in model.named_modules()]
+    found = match(pattern, names) if is_glob(pattern) else [name for name in names if name == pattern]
+    if not found:
+        raise InputError(f"The network has no layer {pattern!r}; {nearest(pattern, names[1:])}")
+    return found
+
+
+def pick(value: Any, selector: str, where: str) -> Tensor:
+    """Take the tensor to stabilize out of what a layer returns.
+
+    Raises:
+        InputError: the value is a tuple or dict and there is no selector, or it has no such entry.
+    """
+    if not selector:
+        if isinstance(value, Tensor):
+            return value
+        raise InputError(
+            f"{where} returns {_named(value)}, not a tensor; say which entry to stabilize{_entries(value, where)}."
+        )
+    try:
+        chosen = value[int(selector)] if selector.lstrip("-").isdigit() else value[selector]
+    except (KeyError, IndexError, TypeError):
+        raise InputError(
+            f"{where} returns {_named(value)} without an entry {selector!r}{_entries(value, where)}."
+        ) from None
+    if not isinstance(chosen, Tensor):
+        raise InputError(f"Entry {selector!r} of what {where} returns is {_named(chosen)}, not a tensor.")
+    return chosen
+
+
+def put(value: Any, selector: str, tensor: Tensor) -> Any:
+    """Return `value` with the entry that `pick` takes replaced; the original is left as it was.
+
+    >>> put((1, 2), "0", 5)
+    (5, 2)
+    """
+    if not selector:
+        return tensor
+    if isinstance(value, tuple):
+        items = list(value)
+        items[int(selector)] = tensor
+        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+    changed = copy.copy(value)
+    changed[int(selector) if isinstance(value, list) else selector] = tensor
+    return changed
+
+
+def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """Apply a function to every tensor inside tuples, lists and dicts."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, tuple):
+        items = [map_tensors(function, item) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+    if isinstance(value, list):
+        return [map_tensors(function, item) for item in value]
+    if isinstance(value, dict):
+        changed = copy.copy(value)
+        for name in value:
+            changed[name] = map_tensors(function, value[name])
+        return changed
+    return value
+
+
+def freeze(model: nn.Module) -> None:
+    """Keep a network as it is: evaluation mode, no gradients for its weights."""
+    model.eval().requires_grad_(False)
+
+
+def _named(value: Any) -> str:
+    return "nothing" if value is None else f"a {type(value).__name__}"
+
+
+def _entries(value: Any, where: str) -> str:
+    entries: list[Any] = []
+    if isinstance(value, dict):
+        entries = [name for name, item in value.items() if isinstance(item, Tensor)]
+    elif isinstance(value, (tuple, list)):
+        entries = [i for i, item in enumerate(value) if isinstance(item, Tensor)]
+    return ", as in " + " or ".join(f'"...::{entry}"' for entry in entries[:4]) if entries else ""

@@ -1,0 +1,555 @@
+"""stabilize() and StabilizedModel: the only room that joins a base model and stabilizers."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from unflicker import layers
+from unflicker import state as states
+from unflicker.checks import InputError
+from unflicker.controllers import Controller
+from unflicker.layers import Address
+from unflicker.stabilizers import Layout, Stabilizer, from_map, to_map
+from unflicker.state import State
+
+Plan = Mapping[str, Stabilizer | None]
+Controllers = Controller | tuple[Controller, ...]
+
+
+@dataclass(frozen=True)
+class Site:
+    """One place where a stabilizer sits, as the example frame showed it."""
+
+    address: Address
+    layout: Layout
+    shape: tuple[int, ...]
+    """What the layer gave for the example, without the batch axis."""
+
+    @property
+    def channels(self) -> int:
+        return {"map": self.shape[0], "plane": 1}.get(self.layout, self.shape[-1])
+
+
+@dataclass
+class _Call:
+    """One forward pass in progress: what the hooks need, and what they leave behind."""
+
+    streams: int
+    frames: int
+    state: State
+    strength: Tensor
+    reset: Tensor | None
+    mask: Tensor | None
+    contexts: list[tuple[Tensor, ...]]
+    following: State = field(default_factory=dict)
+    done: set[str] = field(default_factory=set)
+    resized: dict[Any, tuple[Tensor, ...]] = field(default_factory=dict)
+
+
+def stabilize(
+    base: nn.Module, plan: Plan, *, controller: Controllers | None = None, example: Tensor
+) -> StabilizedModel:
+    """Insert stabilizers into an image network, which stays frozen and whole.
+
+    Args:
+        base: any network that takes frames (B, C, H, W). It is put in evaluation mode and frozen; nothing else about
+            it changes, and called alone it gives what it always gave.
+        plan: where to put what. Keys name layers: `"decoder.0"`, a glob (`*` one part of a name, `**` any number),
+            `""` for the network's output, `"in:NAME"` for a layer's input and `"in:"` for the network's, and
+            `"NAME::0"` or `"NAME::depth"` to pick from a tuple or dict. Values are templates, copied for each layer;
+            None leaves a layer out. A full name beats a glob, a later glob an earlier one.
+        controller: the network that feeds controlled stabilizers (a tuple: one per member of a `Chain`). Made with
+            its defaults where one is needed and none is given.
+        example: one batch of frames (B, C, H, W), run once to learn the shapes.
+
+    Raises:
+        InputError: the plan does not fit the network. Nothing has been changed then.
+
+    >>> net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 3, 3, padding=1))
+    >>> from unflicker.stabilizers import EMA, Spatial
+    >>> frame = torch.rand(1, 3, 16, 16)
+    >>> model = stabilize(net, {"0": Spatial(3, hidden=8), "": EMA(0.2)}, example=frame)
+    >>> y, state = model(frame)
+    >>> torch.equal(y, net(frame))  # the first frame is the base's
+    True
+    """
+    if example.ndim != 4 or not example.is_floating_point():
+        raise InputError(f"example must be frames (B, C, H, W) of a floating type, got {_shown(example)}.")
+    if controller is not None and not any(t is not None and t.uses_controller for t in plan.values()):
+        raise InputError("A controller was given, but nothing in the plan listens to one: leave it out.")
+    templates = _resolve(base, plan)
+    modes = [(module, module.training) for module in base.modules()]
+    base.eval()
+    try:
+        sites = _probe(base, templates, example)
+        model = StabilizedModel(
+            base,
+            {site: templates[site.address].template for site in sites},
+            controller if isinstance(controller, tuple) else (controller,) if controller else (),
+            tuple(example.shape[1:]),
+        )
+    except BaseException:
+        for module, mode in modes:
+            module.training = mode
+        raise
+    model.stabilizers.to(example)
+    model.controllers.to(example)
+    return model
+
+
+class StabilizedModel(nn.Module):
+    """A frozen base model with stabilizers, made by `stabilize` or `load_adapter`.
+
+    `base` is the network, `stabilizers` and `controllers` are what was added. One forward pass at a time; many
+    streams are many rows of a batch, or many states.
+    """
+
+    def __init__(
+        self,
+        base: nn.Module,
+        templates: Mapping[Site, Stabilizer],
+        controllers: tuple[Controller, ...],
+        frame_shape: tuple[int, ...],
+    ) -> None:
+        super().__init__()
+        self.frame_shape = frame_shape
+        self.sites = {site.address.key: site for site in templates}
+        if not controllers and any(template.uses_controller for template in templates.values()):
+            controllers = (Controller(),)
+        self.controllers = nn.ModuleList(copy.deepcopy(controllers))
+        for controller in self.controllers:
+            controller.build(frame_shape[0])
+        self.stabilizers = nn.ModuleDict()
+        for site, template in templates.items():
+            stabilizer = copy.deepcopy(template)
+            try:
+                stabilizer.build(site.channels, site.layout, tuple(c.width for c in self.controllers))
+            except InputError as error:
+                raise InputError(f"{_where(site.address)}: {error}") from None
+            self.stabilizers[site.address.key] = stabilizer
+        # Everything has been checked; from here on the base is touched.
+        self.base = base
+        self._frozen = True
+        self._enabled = True
+        self._call: _Call | None = None
+        layers.freeze(base)
+        for key, site in self.sites.items():
+            layer = base.get_submodule(site.address.layer)
+            if not site.address.layer:
+                continue  # the network's own input and output pass through `forward`
+            # Partials of bound methods, not closures: they follow deepcopy and pickle. Registered once, they idle
+            # unless this model's forward is running.
+            if site.address.is_input:
+                layer.register_forward_pre_hook(partial(self._on_input, key), with_kwargs=True)
+            else:
+                layer.register_forward_hook(partial(self._on_output, key))
+
+    def forward(
+        self,
+        x: Tensor,
+        state: State | None = None,
+        *,
+        reset: bool | Tensor | None = None,
+        strength: float | Tensor = 1.0,
+        guide: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> tuple[Any, State]:
+        """Take the next frame or clip of each stream through the network.
+
+        Args:
+            x: frames (B, C, H, W) or clips (B, T, C, H, W), as the base takes frames.
+            state: what the last call returned; None starts new videos, and so does a change of frame size.
+            reset: which streams start afresh before this frame: bool, (B,), or (B, T) for single frames of a clip.
+            strength: multiplies the odds of the past: 0 is the base alone, 1 as trained, 2 stronger; number, (B,),
+                or (B, T).
+            guide: what vouches for the output, shaped as x; the controller looks at it. x unless given.
+            mask: (B, 1, H, W) or (B, T, 1, H, W), 0 where the input is not valid: the past stands in there.
+
+        Returns:
+            What the base returns, with the time axis of x, and the state for the next call.
+
+        Raises:
+            InputError: a shape does not fit.
+        """
+        clip = x.ndim == 5
+        call = self._open(x, state, reset, strength, guide, mask)
+        folded = x.flatten(0, 1) if clip else x
+        if not self._enabled:
+            y, following = self.base(folded), {}
+        else:
+            self._call = call
+            try:
+                if "input" in self.sites:
+                    folded = self._stabilized("input", folded)
+                y = self.base(folded)
+                for key, site in self.sites.items():
+                    if not site.address.layer and not site.address.is_input:
+                        y = layers.put(y, site.address.selector, self._stabilized(key, self._pick(key, y)))
+            finally:
+                self._call = None
+            missing = [key for key in self.sites if key not in call.done]
+            if missing:
+                where = _where(self.sites[missing[0]].address)
+                raise InputError(f"{where} did not run in this forward pass; take it out of the plan.")
+            following = call.following
+        return (layers.map_tensors(partial(_unfold, x.shape[:2]), y) if clip else y), following
+
+    @contextlib.contextmanager
+    def disabled(self) -> Iterator[None]:
+        """Let the base run alone inside a `with` block; the streams start afresh after it."""
+        self._enabled = False
+        try:
+            yield
+        finally:
+            self._enabled = True
+
+    def train(self, mode: bool = True) -> StabilizedModel:
+        """Set the mode of what was added; a frozen base stays in evaluation mode."""
+        super().train(mode)
+        if self._frozen:
+            self.base.eval()
+        return self
+
+    def unfreeze(self) -> None:
+        """Let the base train along, on purpose."""
+        self._frozen = False
+        self.base.requires_grad_(True).train(self.training)
+
+    def remove(self) -> nn.Module:
+        """Take the stabilizers out of the base and return it; this model cannot be used afterwards."""
+        for module in self.base.modules():
+            for hooks in (module._forward_hooks, module._forward_pre_hooks):
+                for number, hook in list(hooks.items()):
+                    if isinstance(hook, partial) and getattr(hook.func, "__self__", None) is self:
+                        del hooks[number]
+                        module._forward_pre_hooks_with_kwargs.pop(number, None)
+        return self.base
+
+    def summary(self) -> str:
+        """Say what was inserted where, and what it adds: parameters, and multiply-adds at the example's size.
+
+        Multiply-adds are those of convolutions and matrix products, as is usual; blending is not counted.
+        """
+        base_parameters = sum(p.numel() for p in self.base.parameters())
+        added = {key: sum(p.numel() for p in s.parameters()) for key, s in self.stabilizers.items()}
+        controller = sum(p.numel() for p in self.controllers.parameters())
+        base_macs, all_macs = self._multiply_adds()
+        rows = [("layer", "stabilizer", "returns", "parameters")]
+        for key, site in self.sites.items():
+            shape = " x ".join(str(n) for n in site.shape)
+            rows.append((str(site.address) or '""', type(self.stabilizers[key]).__name__, shape, f"{added[key]:,}"))
+        for each in self.controllers:
+            rows.append(("controller", f"width {each.width}", f"1/{each.downscale} size", f"{controller:,}"))
+        widths = [max(len(row[i]) for row in rows) for i in range(4)]
+        table = [
+            f"  {a:<{widths[0]}}  {b:<{widths[1]}}  {c:<{widths[2]}}  {d:>{widths[3]}}".rstrip() for a, b, c, d in rows
+        ]
+        total, extra = sum(added.values()) + controller, all_macs - base_macs
+        size = " x ".join(str(n) for n in self.frame_shape)
+        return "\n".join(
+            [
+                f"{type(self.base).__name__}: {base_parameters:,} parameters, {base_macs / 1e6:,.1f} MMAC at {size}",
+                *table,
+                f"added: {total:,} parameters ({_percent(total, base_parameters)}), "
+                f"{extra / 1e6:,.1f} MMAC ({_percent(extra, base_macs)})",
+            ]
+        )
+
+    def __repr__(self) -> str:
+        return self.summary()
+
+    def _multiply_adds(self) -> tuple[int, int]:
+        first = next((p for p in self.base.parameters()), torch.zeros(()))
+        frame = torch.zeros(1, *self.frame_shape, device=first.device, dtype=first.dtype)
+        counts = []
+        for run in (self.base, self):
+            with torch.no_grad(), FlopCounterMode(display=False) as counter:
+                run(frame)
+            counts.append(counter.get_total_flops() // 2)
+        return counts[0], counts[1]
+
+    def _open(
+        self,
+        x: Tensor,
+        state: State | None,
+        reset: bool | Tensor | None,
+        strength: float | Tensor,
+        guide: Tensor | None,
+        mask: Tensor | None,
+    ) -> _Call:
+        """Check the arguments, bring them to (B, T, ...), and let the controllers look at the frames."""
+        if x.ndim not in (4, 5) or not x.is_floating_point() or 0 in x.shape:
+            raise InputError(f"x must be frames (B, C, H, W) or clips (B, T, C, H, W) of floats, got {_shown(x)}.")
+        if x.shape[-3] != self.frame_shape[0]:
+            raise InputError(f"x must have {self.frame_shape[0]} channels, as the example had, got {_shown(x)}.")
+        streams, frames = x.shape[0], x.shape[1] if x.ndim == 5 else 1
+        if guide is not None and guide.shape != x.shape:
+            raise InputError(f"guide must be shaped as x, {tuple(x.shape)}, got {_shown(guide)}.")
+        if mask is not None:
+            expected = (*x.shape[:-3], 1, *x.shape[-2:])
+            if mask.shape != expected:
+                raise InputError(f"mask must be {expected}: one channel, else as x; got {_shown(mask)}.")
+            mask = mask.view(streams, frames, 1, *x.shape[-2:])
+        if state and state["size"].shape[-2:] != x.shape[-2:]:
+            state = None  # a change of size is a new video
+        if state and state["size"].shape[0] != streams:
+            raise InputError(f"The state holds {state['frame'].shape[0]} streams, but x has {streams}.")
+        if isinstance(reset, Tensor):
+            resets: Tensor | None = _per_frame("reset", reset.bool(), streams, frames, first_only=True)
+        else:
+            resets, state = None, None if reset else state
+        if not isinstance(strength, Tensor):
+            if not 0 <= strength < float("inf"):
+                raise InputError(f"strength must be 0 (off) or more, got {strength}.")
+            strength = torch.full((), strength, dtype=x.dtype, device=x.device)
+        strength = _per_frame("strength", strength.to(x), streams, frames)
+        call = _Call(streams, frames, state or {}, strength, resets, mask, [])
+        call.following["size"] = x.new_zeros(streams, 0, *x.shape[-2:])
+        if self._enabled and self.controllers:
+            self._look(call, (x if guide is None else guide).view(streams, frames, *x.shape[-3:]))
+        return call
+
+    def _look(self, call: _Call, x: Tensor) -> None:
+        own = [
+            states.part(call.state, f"controller{i}") or controller.fresh(x[:, 0])
+            for i, controller in enumerate(self.controllers)
+        ]
+        for t in range(call.frames):
+            contexts = []
+            for i, controller in enumerate(self.controllers):
+                if call.reset is not None:
+                    own[i] = states.reset(own[i], call.reset[:, t])
+                context, own[i] = controller(x[:, t], own[i], None if call.mask is None else call.mask[:, t])
+                contexts.append(context)
+            call.contexts.append(tuple(contexts))
+        for i in range(len(own)):
+            call.following |= states.under(f"controller{i}", own[i])
+
+    def _context_at(self, call: _Call, t: int, size: tuple[int, int] | None) -> tuple[Tensor, ...]:
+        if (t, size) not in call.resized:  # layers of one size share it
+            each = zip(self.controllers, call.contexts[t], strict=True)
+            call.resized[t, size] = tuple(controller.context_at(context, size) for controller, context in each)
+        return call.resized[t, size]
+
+    def _pick(self, key: str, value: Any) -> Tensor:
+        address = self.sites[key].address
+        return layers.pick(value, address.selector, _where(address))
+
+    def _on_output(self, key: str, module: nn.Module, args: Any, output: Any) -> Any:
+        if self._call is None:
+            return None
+        return layers.put(output, self.sites[key].address.selector, self._stabilized(key, self._pick(key, output)))
+
+    def _on_input(self, key: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self._call is None:
+            return None
+        address = self.sites[key].address
+        z = self._stabilized(key, _pick_input(address, args, kwargs))
+        if address.selector and not address.selector.isdigit():
+            return args, {**kwargs, address.selector: z}
+        return layers.put(args, address.selector or "0", z), kwargs
+
+    def _stabilized(self, key: str, z: Tensor) -> Tensor:
+        """Run one layer's recurrence over the frames of the call."""
+        call, site = self._call, self.sites[key]
+        assert call is not None
+        if key in call.done:
+            raise InputError(
+                f"{_where(site.address)} runs more than once in a forward pass; stabilize a layer around it."
+            )
+        call.done.add(key)
+        stabilizer = self.stabilizers[key]
+        maps = to_map(z, site.layout).unflatten(0, (call.streams, call.frames))
+        own = states.part(call.state, key) if call.state else stabilizer.fresh(maps[:, 0])
+        past = next((value for name, value in own.items() if name.endswith("past")), None)
+        if past is None or past.shape != maps[:, 0].shape:
+            found = "nothing" if past is None else str(tuple(past.shape))
+            raise InputError(
+                f"{_where(site.address)} gives {tuple(maps[:, 0].shape)}, but the state holds {found} for it: "
+                "it comes from another model."
+            )
+        size = (maps.shape[-2], maps.shape[-1]) if site.layout in ("map", "plane") else None
+        results = []
+        for t in range(call.frames):
+            if call.reset is not None:
+                own = states.reset(own, call.reset[:, t])
+            result, own = stabilizer(
+                maps[:, t],
+                own,
+                strength=call.strength[:, t].view(-1, 1, 1, 1),
+                contexts=self._context_at(call, t, size) if stabilizer.uses_controller else (),
+                mask=None if call.mask is None else call.mask[:, t],
+            )
+            results.append(result)
+        call.following |= states.under(key, own)
+        result = from_map(results[0] if call.frames == 1 else torch.stack(results, 1).flatten(0, 1), site.layout)
+        if z.ndim == 4 and z.is_contiguous(memory_format=torch.channels_last) and not z.is_contiguous():
+            result = result.contiguous(memory_format=torch.channels_last)
+        return result
+
+
+@dataclass(frozen=True)
+class _Choice:
+    template: Stabilizer
+    by_glob: bool
+
+
+def _resolve(base: nn.Module, plan: Plan) -> dict[Address, _Choice]:
+    """Turn a plan's names and globs into the layers they mean."""
+    chosen: dict[Address, _Choice | None] = {}
+    exact: set[Address] = set()
+    if not plan:
+        raise InputError('The plan is empty; {"": EMA(0.1)} stabilizes the output.')
+    for text, template in plan.items():
+        if isinstance(template, type) and issubclass(template, Stabilizer):
+            raise InputError(f"The plan gives the class {template.__name__} for {text!r}; write {template.__name__}().")
+        if template is not None and not isinstance(template, Stabilizer):
+            raise InputError(f"The plan gives {type(template).__name__} for {text!r}; it must be a stabilizer or None.")
+        pattern = layers.parse(text)
+        by_glob = layers.is_glob(pattern.layer)
+        for name in layers.find(base, pattern.layer) if pattern.layer else [""]:
+            address = pattern._replace(layer=name)
+            if by_glob and address in exact:
+                continue
+            if not by_glob:
+                exact.add(address)
+            chosen[address] = None if template is None else _Choice(template, by_glob)
+    return {address: choice for address, choice in chosen.items() if choice}
+
+
+def _probe(base: nn.Module, choices: Mapping[Address, _Choice], example: Tensor) -> list[Site]:
+    """Run the example once and return the sites in the order they run.
+
+    A layer named in full that cannot be stabilized is an error. One that a glob swept up is left out with a warning,
+    silently if it is a container or only passes on what a layer inside it returned.
+    """
+    seen: dict[Address, list[Any]] = {}
+    order: list[Address] = []
+
+    def note(address: Address, value: Any) -> None:
+        seen.setdefault(address, []).append(value)
+        order.append(address)
+
+    handles = []
+    for address in choices:
+        if not address.layer:
+            if address.is_input:
+                note(address, example)
+            continue
+        layer = base.get_submodule(address.layer)
+        if address.is_input:
+            hook = lambda m, args, kwargs, a=address: note(a, _pick_input(a, args, kwargs))  # noqa: E731
+            handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
+        else:
+            handles.append(layer.register_forward_hook(lambda m, args, output, a=address: note(a, output)))
+    try:
+        with torch.no_grad():
+            output = base(example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for address in choices:
+        if not address.layer and not address.is_input:
+            note(address, output)
+    sites, skipped, claimed = [], [], set()
+    for address in [*dict.fromkeys(order), *(a for a in choices if a not in seen)]:
+        container = type(base.get_submodule(address.layer)).forward is nn.Module.forward
+        try:
+            site, z = _site(address, seen.get(address, []), example, choices[address].template.layout)
+        except InputError as error:
+            if not choices[address].by_glob:
+                raise
+            if not container:
+                skipped.append(str(error))
+            continue
+        if choices[address].by_glob and id(z) in claimed:
+            continue
+        claimed.add(id(z))
+        sites.append(site)
+    if not sites:
+        raise InputError(
+            skipped[0] if skipped else "The plan matches only containers that never run; name other layers."
+        )
+    if skipped:
+        warnings.warn(f"Left out of the plan: {' '.join(skipped)}", stacklevel=3)
+    return sites
+
+
+def _site(address: Address, values: list[Any], example: Tensor, layout: Layout) -> tuple[Site, Tensor]:
+    where = _where(address)
+    if not values:
+        raise InputError(f"{where} never runs when the network is called; take it out of the plan.")
+    if len(values) > 1:
+        raise InputError(f"{where} runs more than once in a forward pass; stabilize a layer around it.")
+    z = values[0] if address.is_input else layers.pick(values[0], address.selector, where)
+    if not z.is_floating_point() or z.ndim not in (2, 3, 4):
+        raise InputError(
+            f"{where} gives {_shown(z)}; stabilizers take floats (B, C, H, W), (B, H, W), (B, N, C), (B, C)."
+        )
+    if z.shape[0] != example.shape[0]:
+        raise InputError(
+            f"{where} gives {_shown(z)} for {example.shape[0]} frames: it folds something into the batch; "
+            "stabilize a layer around it."
+        )
+    if layout == "auto":
+        layout = _layout(z, example, at_output=not address.layer)
+    axes = {"map": 4, "plane": 3, "tokens": 3, "vector": 2}[layout]
+    if z.ndim != axes:
+        raise InputError(f"{where} gives {_shown(z)}, which is no {layout}: that has {axes} axes.")
+    return Site(address, layout, tuple(z.shape[1:])), z
+
+
+def _layout(z: Tensor, example: Tensor, *, at_output: bool) -> Layout:
+    """Tell planes (B, H, W) from tokens (B, N, C): a plane is the frame's size, or that divided by a power of two.
+
+    At the network's output it is enough that the proportions are nearly the frame's.
+    """
+    if z.ndim != 3:
+        return "map" if z.ndim == 4 else "vector"
+    (h, w), (height, width) = z.shape[1:], example.shape[-2:]
+    exact = any((h, w) == (height // 2**i, width // 2**i) for i in range(6))
+    return "plane" if exact or (at_output and 0.9 < h * width / (w * height) < 1.1) else "tokens"
+
+
+def _pick_input(address: Address, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    where, selector = _where(address), address.selector or "0"
+    return layers.pick(args if selector.isdigit() else kwargs, selector, where)
+
+
+def _per_frame(name: str, value: Tensor, streams: int, frames: int, *, first_only: bool = False) -> Tensor:
+    """Bring (), (B,) or (B, T) to (B, T)."""
+    if value.shape not in ((), (streams,), (streams, frames)):
+        raise InputError(f"{name} must be a scalar, ({streams},) or ({streams}, {frames}), got {_shown(value)}.")
+    if value.ndim == 2:
+        return value
+    value = value.expand(streams)[:, None]
+    if first_only:
+        return torch.cat([value, value.new_zeros(streams, frames - 1)], 1)
+    return value.expand(streams, frames)
+
+
+def _unfold(shape: torch.Size, value: Tensor) -> Tensor:
+    return value.unflatten(0, shape) if value.ndim and value.shape[0] == shape.numel() else value
+
+
+def _where(address: Address) -> str:
+    side = "input" if address.is_input else "output"
+    return f"The {side} of layer {address.layer!r}" if address.layer else f"The network's {side}"
+
+
+def _shown(value: Tensor) -> str:
+    return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+
+
+def _percent(part: float, whole: float) -> str:
+    return f"{100 * part / whole:.1f} % of the base" if whole else "the base has none"
