@@ -13,9 +13,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from unflicker import layers
 from unflicker.checks import InputError
 from unflicker.controllers import Controller
+from unflicker.layers import parse
 from unflicker.model import Site, StabilizedModel
 from unflicker.stabilizers import describe, from_description
 
@@ -26,11 +26,12 @@ WEIGHTS, SETTINGS, CARD = "adapter.safetensors", "adapter.json", "README.md"
 def adapter_state_dict(model: StabilizedModel) -> dict[str, Tensor]:
     """Return the weights that were added to the base, and nothing of the base.
 
-    >>> from unflicker.model import stabilize
-    >>> from unflicker.stabilizers import LearnedEMA
-    >>> model = stabilize(nn.Conv2d(3, 3, 1), {"": LearnedEMA()}, example=torch.rand(1, 3, 8, 8))
-    >>> list(adapter_state_dict(model))
-    ['stabilizers.output.logit']
+        >>> from unflicker.layers import parse
+    from unflicker.model import stabilize
+        >>> from unflicker.stabilizers import LearnedEMA
+        >>> model = stabilize(nn.Conv2d(3, 3, 1), {"": LearnedEMA()}, example=torch.rand(1, 3, 8, 8))
+        >>> list(adapter_state_dict(model))
+        ['stabilizers.output.logit']
     """
     return {name: value for name, value in model.state_dict().items() if not name.startswith("base.")}
 
@@ -96,7 +97,7 @@ def load_adapter(base: nn.Module, folder: str | Path) -> StabilizedModel:
     templates = {}
     try:
         for text, entry in settings["plan"].items():
-            site = Site(layers.parse(text), entry["layout"], tuple(entry["shape"]))
+            site = Site(parse(text), entry["layout"], tuple(entry["shape"]))
             templates[site] = from_description(entry["stabilizer"])
         controllers = tuple(Controller(**controller) for controller in settings["controllers"])
         frame_shape = tuple(settings["frame_shape"])
@@ -117,8 +118,8 @@ def load_adapter(base: nn.Module, folder: str | Path) -> StabilizedModel:
         raise InputError(f"{folder / WEIGHTS} does not fit its own settings: " + "; ".join(wrong))
     model.load_state_dict(weights, strict=False)
     first = next(base.parameters(), torch.zeros(()))
-    model.stabilizers.to(first)
-    model.controllers.to(first)
+    for module in (*model.stabilizers.values(), *model.controllers):
+        module.to(first)
     return model
 
 

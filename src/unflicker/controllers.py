@@ -58,7 +58,7 @@ class Controller(nn.Module):
         for _ in range(self.depth):
             conv = nn.Conv2d(inputs, self.width, 3, padding=1)
             nn.init.xavier_uniform_(conv.weight, nn.init.calculate_gain("leaky_relu", 0.01))
-            nn.init.zeros_(conv.bias)
+            nn.init.zeros_(conv.get_parameter("bias"))
             self.layers.extend([conv, nn.LeakyReLU(0.01)])
             inputs = self.width
 

@@ -14,13 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from unflicker import layers
-from unflicker import state as states
 from unflicker.checks import InputError
 from unflicker.controllers import Controller
-from unflicker.layers import Address
+from unflicker.layers import Address, find, freeze, is_glob, map_tensors, parse, pick, put
 from unflicker.stabilizers import Layout, Stabilizer, from_map, to_map
-from unflicker.state import State
+from unflicker.state import State, part, restart, under
 
 Plan = Mapping[str, Stabilizer | None]
 Controllers = Controller | tuple[Controller, ...]
@@ -102,8 +100,8 @@ def stabilize(
         for module, mode in modes:
             module.training = mode
         raise
-    model.stabilizers.to(example)
-    model.controllers.to(example)
+    for module in (*model.stabilizers.values(), *model.controllers):
+        module.to(example)
     return model
 
 
@@ -126,14 +124,15 @@ class StabilizedModel(nn.Module):
         self.sites = {site.address.key: site for site in templates}
         if not controllers and any(template.uses_controller for template in templates.values()):
             controllers = (Controller(),)
-        self.controllers = nn.ModuleList(copy.deepcopy(controllers))
-        for controller in self.controllers:
+        controllers = copy.deepcopy(controllers)
+        for controller in controllers:
             controller.build(frame_shape[0])
-        self.stabilizers = nn.ModuleDict()
+        self.controllers: list[Controller] = nn.ModuleList(controllers)  # type: ignore[assignment]
+        self.stabilizers: dict[str, Stabilizer] = nn.ModuleDict()  # type: ignore[assignment]
         for site, template in templates.items():
             stabilizer = copy.deepcopy(template)
             try:
-                stabilizer.build(site.channels, site.layout, tuple(c.width for c in self.controllers))
+                stabilizer.build(site.channels, site.layout, tuple(c.width for c in controllers))
             except InputError as error:
                 raise InputError(f"{_where(site.address)}: {error}") from None
             self.stabilizers[site.address.key] = stabilizer
@@ -142,7 +141,7 @@ class StabilizedModel(nn.Module):
         self._frozen = True
         self._enabled = True
         self._call: _Call | None = None
-        layers.freeze(base)
+        freeze(base)
         for key, site in self.sites.items():
             layer = base.get_submodule(site.address.layer)
             if not site.address.layer:
@@ -194,7 +193,7 @@ class StabilizedModel(nn.Module):
                 y = self.base(folded)
                 for key, site in self.sites.items():
                     if not site.address.layer and not site.address.is_input:
-                        y = layers.put(y, site.address.selector, self._stabilized(key, self._pick(key, y)))
+                        y = put(y, site.address.selector, self._stabilized(key, self._pick(key, y)))
             finally:
                 self._call = None
             missing = [key for key in self.sites if key not in call.done]
@@ -202,7 +201,7 @@ class StabilizedModel(nn.Module):
                 where = _where(self.sites[missing[0]].address)
                 raise InputError(f"{where} did not run in this forward pass; take it out of the plan.")
             following = call.following
-        return (layers.map_tensors(partial(_unfold, x.shape[:2]), y) if clip else y), following
+        return (map_tensors(partial(_unfold, x.shape[:2]), y) if clip else y), following
 
     @contextlib.contextmanager
     def disabled(self) -> Iterator[None]:
@@ -242,7 +241,7 @@ class StabilizedModel(nn.Module):
         """
         base_parameters = sum(p.numel() for p in self.base.parameters())
         added = {key: sum(p.numel() for p in s.parameters()) for key, s in self.stabilizers.items()}
-        controller = sum(p.numel() for p in self.controllers.parameters())
+        controller = sum(p.numel() for each in self.controllers for p in each.parameters())
         base_macs, all_macs = self._multiply_adds()
         rows = [("layer", "stabilizer", "returns", "parameters")]
         for key, site in self.sites.items():
@@ -321,19 +320,19 @@ class StabilizedModel(nn.Module):
 
     def _look(self, call: _Call, x: Tensor) -> None:
         own = [
-            states.part(call.state, f"controller{i}") or controller.fresh(x[:, 0])
+            part(call.state, f"controller{i}") or controller.fresh(x[:, 0])
             for i, controller in enumerate(self.controllers)
         ]
         for t in range(call.frames):
             contexts = []
             for i, controller in enumerate(self.controllers):
                 if call.reset is not None:
-                    own[i] = states.reset(own[i], call.reset[:, t])
+                    own[i] = restart(own[i], call.reset[:, t])
                 context, own[i] = controller(x[:, t], own[i], None if call.mask is None else call.mask[:, t])
                 contexts.append(context)
             call.contexts.append(tuple(contexts))
         for i in range(len(own)):
-            call.following |= states.under(f"controller{i}", own[i])
+            call.following |= under(f"controller{i}", own[i])
 
     def _context_at(self, call: _Call, t: int, size: tuple[int, int] | None) -> tuple[Tensor, ...]:
         if (t, size) not in call.resized:  # layers of one size share it
@@ -343,12 +342,12 @@ class StabilizedModel(nn.Module):
 
     def _pick(self, key: str, value: Any) -> Tensor:
         address = self.sites[key].address
-        return layers.pick(value, address.selector, _where(address))
+        return pick(value, address.selector, _where(address))
 
     def _on_output(self, key: str, module: nn.Module, args: Any, output: Any) -> Any:
         if self._call is None:
             return None
-        return layers.put(output, self.sites[key].address.selector, self._stabilized(key, self._pick(key, output)))
+        return put(output, self.sites[key].address.selector, self._stabilized(key, self._pick(key, output)))
 
     def _on_input(self, key: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._call is None:
@@ -357,7 +356,7 @@ class StabilizedModel(nn.Module):
         z = self._stabilized(key, _pick_input(address, args, kwargs))
         if address.selector and not address.selector.isdigit():
             return args, {**kwargs, address.selector: z}
-        return layers.put(args, address.selector or "0", z), kwargs
+        return put(args, address.selector or "0", z), kwargs
 
     def _stabilized(self, key: str, z: Tensor) -> Tensor:
         """Run one layer's recurrence over the frames of the call."""
@@ -370,7 +369,7 @@ class StabilizedModel(nn.Module):
         call.done.add(key)
         stabilizer = self.stabilizers[key]
         maps = to_map(z, site.layout).unflatten(0, (call.streams, call.frames))
-        own = states.part(call.state, key) if call.state else stabilizer.fresh(maps[:, 0])
+        own = part(call.state, key) if call.state else stabilizer.fresh(maps[:, 0])
         past = next((value for name, value in own.items() if name.endswith("past")), None)
         if past is None or past.shape != maps[:, 0].shape:
             found = "nothing" if past is None else str(tuple(past.shape))
@@ -382,7 +381,7 @@ class StabilizedModel(nn.Module):
         results = []
         for t in range(call.frames):
             if call.reset is not None:
-                own = states.reset(own, call.reset[:, t])
+                own = restart(own, call.reset[:, t])
             result, own = stabilizer(
                 maps[:, t],
                 own,
@@ -391,7 +390,7 @@ class StabilizedModel(nn.Module):
                 mask=None if call.mask is None else call.mask[:, t],
             )
             results.append(result)
-        call.following |= states.under(key, own)
+        call.following |= under(key, own)
         result = from_map(results[0] if call.frames == 1 else torch.stack(results, 1).flatten(0, 1), site.layout)
         if z.ndim == 4 and z.is_contiguous(memory_format=torch.channels_last) and not z.is_contiguous():
             result = result.contiguous(memory_format=torch.channels_last)
@@ -415,9 +414,9 @@ def _resolve(base: nn.Module, plan: Plan) -> dict[Address, _Choice]:
             raise InputError(f"The plan gives the class {template.__name__} for {text!r}; write {template.__name__}().")
         if template is not None and not isinstance(template, Stabilizer):
             raise InputError(f"The plan gives {type(template).__name__} for {text!r}; it must be a stabilizer or None.")
-        pattern = layers.parse(text)
-        by_glob = layers.is_glob(pattern.layer)
-        for name in layers.find(base, pattern.layer) if pattern.layer else [""]:
+        pattern = parse(text)
+        by_glob = is_glob(pattern.layer)
+        for name in find(base, pattern.layer) if pattern.layer else [""]:
             address = pattern._replace(layer=name)
             if by_glob and address in exact:
                 continue
@@ -491,7 +490,7 @@ def _site(address: Address, values: list[Any], example: Tensor, layout: Layout) 
         raise InputError(f"{where} never runs when the network is called; take it out of the plan.")
     if len(values) > 1:
         raise InputError(f"{where} runs more than once in a forward pass; stabilize a layer around it.")
-    z = values[0] if address.is_input else layers.pick(values[0], address.selector, where)
+    z = values[0] if address.is_input else pick(values[0], address.selector, where)
     if not z.is_floating_point() or z.ndim not in (2, 3, 4):
         raise InputError(
             f"{where} gives {_shown(z)}; stabilizers take floats (B, C, H, W), (B, H, W), (B, N, C), (B, C)."
@@ -523,7 +522,7 @@ def _layout(z: Tensor, example: Tensor, *, at_output: bool) -> Layout:
 
 def _pick_input(address: Address, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     where, selector = _where(address), address.selector or "0"
-    return layers.pick(args if selector.isdigit() else kwargs, selector, where)
+    return pick(args if selector.isdigit() else kwargs, selector, where)
 
 
 def _per_frame(name: str, value: Tensor, streams: int, frames: int, *, first_only: bool = False) -> Tensor:
@@ -551,5 +550,5 @@ def _shown(value: Tensor) -> str:
     return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
 
 
-def _percent(part: float, whole: float) -> str:
-    return f"{100 * part / whole:.1f} % of the base" if whole else "the base has none"
+def _percent(share: float, whole: float) -> str:
+    return f"{100 * share / whole:.1f} % of the base" if whole else "the base has none"

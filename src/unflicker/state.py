@@ -15,10 +15,10 @@ from torch import Tensor
 State = dict[str, Tensor]
 
 
-def reset(state: State, which: Tensor) -> State:
+def restart(state: State, which: Tensor) -> State:
     """Return `state` with the streams where `which` (B,) is true started afresh.
 
-    >>> reset({"past": torch.ones(2, 3)}, torch.tensor([True, False]))["past"].sum(1).tolist()
+    >>> restart({"past": torch.ones(2, 3)}, torch.tensor([True, False]))["past"].sum(1).tolist()
     [0.0, 3.0]
     """
     return {name: value.masked_fill(which.view(-1, *(1,) * (value.ndim - 1)), 0) for name, value in state.items()}

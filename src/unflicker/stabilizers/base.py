@@ -107,7 +107,7 @@ class Head(nn.Sequential):
             last = i == depth - 1
             conv = nn.Conv2d(inputs, outputs if last else hidden, kernel_size, padding=kernel_size // 2)
             nn.init.xavier_uniform_(conv.weight, nn.init.calculate_gain("leaky_relu", 0.01))
-            nn.init.constant_(conv.bias, bias if last else 0.0)
+            nn.init.constant_(conv.get_parameter("bias"), bias if last else 0.0)
             layers += [conv] if last else [conv, nn.LeakyReLU(0.01)]
             inputs = hidden
         super().__init__(*layers)

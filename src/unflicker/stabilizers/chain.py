@@ -28,7 +28,7 @@ class Chain(Stabilizer):
         super().__init__()
         if len(members) < 2 or not all(isinstance(member, Stabilizer) for member in members):
             raise InputError(f"Chain needs two or more stabilizers, as in Chain(EMA(0.1), Spatial(3)), got {members}.")
-        self.members = nn.ModuleList(members)
+        self.members: list[Stabilizer] = nn.ModuleList(members)  # type: ignore[assignment]
         self.layout = members[0].layout
 
     @property

@@ -1,0 +1,141 @@
+"""The commands. Torch and everything heavy is loaded when a command needs it, so that help answers at once."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import click
+import typer
+
+from unflicker.checks import InputError
+
+BAD_INPUT, INCOMPLETE, INTERRUPTED = 2, 3, 130
+
+app = typer.Typer(
+    help="Makes image networks steady on video.", no_args_is_help=True, add_completion=False, rich_markup_mode=None
+)
+
+
+@app.callback(invoke_without_command=True)
+def version(show: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False) -> None:
+    if show:
+        from importlib.metadata import version as installed
+
+        typer.echo(installed("unflicker"))
+        raise typer.Exit
+
+
+@app.command()
+def run(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="A video, or a folder of images.")],
+    destination: Annotated[Path, typer.Argument(metavar="OUT", help="A video (.mp4 .mkv .mov), or a new folder.")],
+    task: Annotated[str, typer.Option(help="What to do: denoise (noise up to 0.2), denoise-heavy (0.6).")] = "denoise",
+    adapter: Annotated[
+        str, typer.Option(help="The task's own by name, the folder of yours, or none for the network alone.")
+    ] = "default",
+    strength: Annotated[float, typer.Option(help="How much the past counts: 0 off, 1 as trained, 2 stronger.")] = 1.0,
+    compare: Annotated[bool, typer.Option("--compare", help="Write network alone | stabilized.")] = False,
+    scene_cuts: Annotated[bool, typer.Option("--scene-cuts/--no-scene-cuts", help="Start afresh at a cut.")] = True,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")] = False,
+    frame_rate: Annotated[float | None, typer.Option(help="Frames per second of a folder of images [24].")] = None,
+) -> None:
+    """Take a video through a network, stabilized; sound and subtitles are kept."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        Task,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+    from rich.text import Text
+
+    tune_process()
+    from unflicker.run import run_video
+    from unflicker.tasks import load_task
+
+    class Speed(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(f"{task.speed or 0:.1f} frames per second")
+
+    model = load_task(task, adapter)
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Speed(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        bar = progress.add_task(source.name, total=None)
+        result = run_video(
+            model,
+            source,
+            destination,
+            strength=strength,
+            scene_cuts=scene_cuts,
+            compare=compare,
+            overwrite=overwrite,
+            frame_rate=frame_rate,
+            on_frame=lambda done, total: progress.update(bar, completed=done, total=total),
+        )
+    cuts = f", {len(result.cuts)} scene cuts" if result.cuts else ""
+    speed = result.frames / max(result.seconds, 1e-9)
+    _say(f"{destination}: {result.frames} frames at {speed:.1f} frames per second{cuts}.")
+    if result.resized:
+        _say(f"warning: {result.resized} frames came in another size than the first and were resized to it.")
+    if result.damage:
+        _say(f"warning: {result.damage}")
+        raise typer.Exit(INCOMPLETE)
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to put the results.")] = Path("unflicker-demo"),
+) -> None:
+    """Make a noisy clip, take it through the bundled networks, and show what steadiness costs and gives."""
+    from rich.console import Console
+
+    tune_process()
+    from unflicker.demo import demo_models, run_demo
+    from unflicker.report import table
+
+    rows = run_demo(folder, models=demo_models())
+    Console().print(table(rows))
+    _say(f"Look at {folder / 'side_by_side.mp4'}, {folder / 'flicker.png'} and {folder / 'report.json'}.")
+
+
+def main() -> None:
+    """Run a command; bad input gets one line on stderr and exit code 2, never a stack trace."""
+    try:
+        code = app(standalone_mode=False)
+    except (click.ClickException, InputError) as error:
+        message = error.format_message() if isinstance(error, click.ClickException) else str(error)
+        _say("error: " + " ".join(message.split()))
+        code = BAD_INPUT
+    except (KeyboardInterrupt, click.Abort):
+        _say("stopped; nothing was left behind.")
+        code = INTERRUPTED
+    sys.exit(code)
+
+
+def _say(message: str) -> None:
+    typer.echo(f"unflicker: {message}", err=True)
+
+
+def tune_process() -> None:
+    """Before torch is loaded, ask glibc to keep freed memory and OpenMP's waiting threads to sleep.
+
+    Returning memory after every frame doubles the time at 720p on a CPU; threads that wait awake take the core away
+    from the decoder and the encoder.
+
+    For commands only; a library must not decide this for its user.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+    except OSError:
+        return
+    for option, value in ((-3, 1 << 30), (-1, 2**31 - 1), (-2, 1 << 28)):  # mmap threshold, trim threshold, top pad
+        libc.mallopt(option, value)

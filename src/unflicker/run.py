@@ -1,0 +1,215 @@
+"""A video through a model: reading, inference and writing overlap, and memory does not grow with length."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from queue import Full, Queue
+from threading import Event, Thread
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from unflicker.checks import InputError
+from unflicker.model import StabilizedModel
+from unflicker.state import State
+from unflicker.video.base import Frame, Reader, Writer
+from unflicker.video.reader import open_reader
+from unflicker.video.writer import open_writer
+
+T = TypeVar("T")
+AHEAD = 4  # frames in flight between two threads
+CUT_WIDTH = 256  # scene cuts are looked for in small pictures
+
+
+@dataclass
+class RunResult:
+    """What was done: how many frames in how many seconds, where scene cuts were found, what was wrong."""
+
+    frames: int = 0
+    seconds: float = 0.0
+    cuts: list[int] = field(default_factory=list)
+    """Numbers of the frames that began a new shot, counted from 0."""
+    resized: int = 0
+    """Frames that came in another size than the first and were brought to it after the network."""
+    damage: str | None = None
+    """One sentence on what could not be read, if anything."""
+
+
+def run_video(
+    model: StabilizedModel,
+    source: str | Path,
+    destination: str | Path,
+    *,
+    strength: float = 1.0,
+    scene_cuts: bool = True,
+    compare: bool = False,
+    overwrite: bool = False,
+    frame_rate: float | None = None,
+    threads: int | None = None,
+    preset: str | None = None,
+    on_frame: Callable[[int, int | None], None] | None = None,
+) -> RunResult:
+    """Read a video (or folder of images), take it through a model as one stream, and write it.
+
+    Sound and subtitles are copied untouched; size, times, colour and bit depth are the source's. The result appears
+    under its name only when it is complete.
+
+    Args:
+        model: takes frames (1, 3, H, W) RGB and returns the same.
+        source, destination: files or folders of images.
+        strength: multiplies the odds of the past; 0 is the base alone.
+        scene_cuts: start afresh where a new shot begins.
+        compare: write the base's output on the left and the stabilized on the right.
+        overwrite: replace an existing destination.
+        frame_rate: of a folder of images, in frames per second.
+        threads: for the decoder and for the encoder each; None leaves it to them.
+        preset: the encoder's.
+        on_frame: called after each frame with the number done and the number expected, if known.
+
+    Raises:
+        InputError: something cannot be read or written; no destination is left behind.
+    """
+    result = RunResult()
+    with open_reader(source, frame_rate=frame_rate, threads=threads) as reader:
+        info = reader.info
+        made = replace(info, width=info.width * (2 if compare else 1))
+        copy_from = None if info.is_folder else source
+        with open_writer(
+            destination, made, copy_from=copy_from, overwrite=overwrite, threads=threads, preset=preset
+        ) as writer:
+            behind = _WriteBehind(writer)
+            try:
+                start = time.perf_counter()
+                frames = _read_ahead(_with_cuts(reader) if scene_cuts else ((frame, False) for frame in reader))
+                for frame, data, cut in _infer(model, frames, strength, compare):
+                    if cut:
+                        result.cuts.append(result.frames)
+                    if data.shape[-2:] != (made.height, made.width):
+                        data = F.interpolate(data[None], size=(made.height, made.width), mode="area")[0]
+                        result.resized += 1
+                    behind.put(replace(frame, data=data))
+                    result.frames += 1
+                    if on_frame is not None:
+                        on_frame(result.frames, info.num_frames)
+            finally:
+                behind.finish()
+            result.seconds = time.perf_counter() - start
+            result.damage = reader.damage
+    return result
+
+
+def _infer(
+    model: StabilizedModel, frames: Iterable[tuple[Frame, bool]], strength: float, compare: bool
+) -> Iterator[tuple[Frame, Tensor, bool]]:
+    """Yield each frame with the picture to write, (3, H, W), and whether a shot began."""
+    first = next(model.base.parameters(), torch.zeros(()))
+    state: State | None = None
+    for frame, cut in frames:
+        x = frame.data[None].to(first)
+        known = torch.isfinite(x).all(1, keepdim=True)
+        # A value that is no number would spread through the network's pooling to the whole frame.
+        mask = None if bool(known.all()) else known.to(x.dtype)
+        x = x if mask is None else torch.where(known, x, 0)
+        with torch.inference_mode():
+            y, state = model(x, state, reset=cut, strength=strength, mask=mask)
+            if not isinstance(y, Tensor) or y.shape[-3] != 3:
+                raise InputError(f"The network must return frames (B, 3, H, W) to make a video, got {_kind(y)}.")
+            if compare:
+                y = torch.cat([model.base(x), y], -1)
+        yield frame, y[0].float().cpu(), cut
+
+
+def _kind(y: Any) -> str:
+    return f"shape {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
+
+
+def _with_cuts(reader: Reader) -> Iterator[tuple[Frame, bool]]:
+    """Say of each frame whether a new shot begins with it: scenedetect's content score, frame by frame."""
+    from scenedetect import FrameTimecode
+    from scenedetect.detectors import ContentDetector
+
+    detector = ContentDetector(min_scene_len=0)  # no waiting: a shot of one frame is a shot
+    for number, frame in enumerate(reader):
+        height, width = frame.data.shape[-2:]
+        factor = max(1, width // CUT_WIDTH)
+        small = frame.data[None]
+        if factor > 1:
+            small = F.avg_pool2d(small, (min(factor, height), factor))
+        picture = small[0].nan_to_num().clamp(0, 1).mul(255).byte().flip(0).permute(1, 2, 0).contiguous().numpy()
+        yield frame, bool(detector.process_frame(FrameTimecode(number, float(reader.info.frame_rate)), picture))
+
+
+def _read_ahead(items: Iterable[T]) -> Iterator[T]:
+    """Run an iterator in a thread of its own, a few items ahead."""
+    queue: Queue[Any] = Queue(AHEAD)
+    stop = Event()
+    end = object()
+
+    def put(item: Any) -> None:
+        while not stop.is_set():
+            try:
+                return queue.put(item, timeout=0.1)
+            except Full:
+                continue
+
+    def work() -> None:
+        try:
+            for item in items:
+                put((item, None))
+                if stop.is_set():
+                    return
+            put((end, None))
+        except BaseException as error:  # handed to the one who reads
+            put((end, error))
+
+    thread = Thread(target=work, name="unflicker-read", daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = queue.get()
+            if error is not None:
+                raise error
+            if item is end:
+                return
+            yield item
+    finally:
+        stop.set()
+        thread.join()
+
+
+class _WriteBehind:
+    """Hands frames to a writer in a thread of its own; an error there is raised by the next `put` or by `finish`."""
+
+    def __init__(self, writer: Writer) -> None:
+        self._writer = writer
+        self._queue: Queue[Frame | None] = Queue(AHEAD)
+        self._error: BaseException | None = None
+        self._thread = Thread(target=self._work, name="unflicker-write", daemon=True)
+        self._thread.start()
+
+    def put(self, frame: Frame) -> None:
+        self._queue.put(frame)
+        self._raise()
+
+    def finish(self) -> None:
+        self._queue.put(None)
+        self._thread.join()
+        self._raise()
+
+    def _raise(self) -> None:
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def _work(self) -> None:
+        while (frame := self._queue.get()) is not None:
+            if self._error is None:
+                try:
+                    self._writer.write(frame)
+                except BaseException as error:
+                    self._error = error
