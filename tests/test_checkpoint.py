@@ -124,13 +124,14 @@ def test_a_wrong_base_is_refused_with_the_differences(adapter):
     base.extra = nn.Linear(2, 2, bias=False)
     del base.decoder
     words = (
-        r"The adapter .*adapter was made for another base, a ConvNet: decoder.weight is missing; decoder.bias is missing; "
+        r"The adapter .*adapter was made for another base, a ConvNet: "
+        r"decoder.weight is missing; decoder.bias is missing; "
         r"extra.weight is not in the adapter's base; encoder.weight is \(8, 3, 3, 3\) where \(6, 3, 3, 3\) was expected"
     )
     with pytest.raises(InputError, match=words):
         load_adapter(base, folder)
     assert untouched(base)
-    with pytest.raises(InputError, match="extra.* is not in the adapter's base; and 3 more$"):
+    with pytest.raises(InputError, match=r"extra.* is not in the adapter's base; and 3 more$"):
         base.extra = nn.ModuleList(nn.Linear(2, 2, bias=False) for _ in range(7))
         load_adapter(base, folder)
 
@@ -171,7 +172,7 @@ def test_truncated_weights(adapter, kept):
 def test_damaged_settings(adapter, text):
     _, folder, base = adapter
     (folder / "adapter.json").write_text(text)
-    with pytest.raises(InputError, match="adapter.json is damaged"):
+    with pytest.raises(InputError, match=r"adapter\.json is damaged"):
         load_adapter(base, folder)
     assert untouched(base)
 
@@ -232,7 +233,7 @@ def test_a_folder_with_other_things_is_refused(adapter, tmp_path):
 
 
 def test_an_adapter_is_replaced_as_a_whole(adapter, clip):
-    model, folder, base = adapter
+    _, folder, base = adapter
     second = stabilize(copy.deepcopy(base), {"": EMA(0.25)}, example=clip[:, 0])
     save_adapter(second, folder)
     loaded = load_adapter(base, folder)

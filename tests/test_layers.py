@@ -229,7 +229,7 @@ def test_a_glob_leaves_out_what_cannot_be_stabilized(clip):
         assert f"layer '{name}'" in str(warning.message)
     assert "many" not in str(warning.message)
     assert warning.filename == __file__
-    y, state = model(clip[:, 0])
+    _, state = model(clip[:, 0])
     model(clip[:, 1], state)
 
 
@@ -279,7 +279,7 @@ def test_words_of_a_wrong_plan(plan, words, controller, conv_net, clip):
 
 def test_a_plan_that_leaves_everything_out(conv_net, clip):
     """Not the words about containers: nothing was matched that could run."""
-    with pytest.raises(InputError, match="[Pp]lan") as caught:
+    with pytest.raises(InputError, match=r"[Pp]lan") as caught:
         stabilize(conv_net, {"": None, "encoder": None}, example=clip[:, 0])
     assert "containers" not in str(caught.value)
 

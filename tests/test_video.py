@@ -192,6 +192,18 @@ def test_rotation_is_applied(tmp_path: Path, degrees: int, mirror: bool) -> None
     assert (frame.data - expected).abs().mean() < 0.02
 
 
+def test_a_matrix_that_cannot_be_undone(tmp_path: Path) -> None:
+    path = make_av(tmp_path / "ycgco.mp4", [array(picture())], pix_fmt="yuv444p", colorspace=8)
+    with pytest.raises(InputError, match=r"has colour matrix 8 \(H.273\), which cannot be turned into RGB; convert it"):
+        open_reader(path)
+
+
+@pytest.mark.parametrize("name", ["a: b%d é.mp4", "%03d.mkv", "-z|y.mov"])
+def test_names_that_mean_something_to_ffmpeg(tmp_path: Path, name: str) -> None:
+    make(tmp_path / name, 2)
+    assert len(read(tmp_path / name)) == 2
+
+
 def test_alpha_is_dropped(tmp_path: Path) -> None:
     rgba = np.dstack([array(picture()), np.full((32, 48), 7, np.uint8)])
     path = make_av(tmp_path / "alpha.mkv", [rgba], source="rgba", codec="ffv1", pix_fmt="bgra")
@@ -208,6 +220,14 @@ def test_a_size_change_in_mid_stream_comes_out_in_its_own_size(tmp_path: Path) -
     frames = read(both)
     assert [tuple(f.data.shape) for f in frames] == [(3, 32, 48)] * 3 + [(3, 16, 64)] * 3
     assert all(a.pts < b.pts for a, b in itertools.pairwise(frames))  # a raw stream has no times
+
+
+def test_avi_with_b_frames_counts_evenly(tmp_path: Path) -> None:
+    frames = [np.full((32, 32, 3), 10 * t, np.uint8) for t in range(20)]
+    path = make_av(tmp_path / "a.avi", frames, options={"preset": "fast", "bf": "3"})
+    back = read(path)
+    assert [f.pts for f in back] == list(range(20))
+    assert [round(float(f.data.mean()) * 25.5) for f in back] == list(range(20))
 
 
 # Reading: what cannot be read, and what can still be read
@@ -276,10 +296,11 @@ def faststart(path: Path, count: int) -> Path:
     return path
 
 
-def test_mp4_cut_off(tmp_path: Path) -> None:
-    with open_reader(cut(faststart(tmp_path / "a.mp4", 20), 0.6), threads=1) as reader:
+@pytest.mark.parametrize("threads", [1, 4])  # several threads must not swallow the last frames
+def test_mp4_cut_off(tmp_path: Path, threads: int) -> None:
+    with open_reader(cut(faststart(tmp_path / "a.mp4", 20), 0.6), threads=threads) as reader:
         frames = list(reader)
-        assert 8 <= len(frames) < 20
+        assert len(frames) == 11
         assert reader.damage is not None
         assert f"{len(frames)} frames were decoded, but the file is cut off" in reader.damage
         assert "of its 20 video packets are there" in reader.damage
@@ -317,7 +338,8 @@ def test_broken_packets_in_the_middle(tmp_path: Path, threads: int) -> None:
         frames = list(reader)
         assert 15 <= len(frames) <= 20
         assert (
-            reader.damage is not None and f"{len(frames)} frames were decoded, but the file is damaged" in reader.damage
+            reader.damage is not None
+            and f"{len(frames)} frames were decoded, but the file is damaged, broken packets: " in reader.damage
         )
 
 
@@ -426,10 +448,10 @@ def test_one_broken_image_leaves_a_gap(tmp_path: Path) -> None:
     (tmp_path / "out/frame_000002.png").write_bytes(b"")
     with open_reader(tmp_path / "out") as reader:
         assert [f.pts for f in reader] == [0, 2]
-        assert reader.damage == "2 frames were read, but 1 images cannot be: frame_000002.png."
+        assert reader.damage == "2 frames were read, images that cannot be: 1 (frame_000002.png)."
 
 
-@pytest.mark.parametrize("rate", [0, -1])
+@pytest.mark.parametrize("rate", [0, -1, float("nan"), float("inf")])
 def test_bad_frame_rate(tmp_path: Path, rate: float) -> None:
     write(tmp_path / "out", [picture()], info())
     with pytest.raises(InputError, match="must be above 0"):
@@ -469,6 +491,14 @@ def test_a_video_passed_through_keeps_every_level(tmp_path: Path, size: tuple[in
     write(copy, [f.data for f in frames], info(*size), crf=0, preset="ultrafast")
     for a, b in zip(frames, read(copy), strict=True):
         assert torch.equal(a.data, b.data)
+
+
+def test_reserved_tags_are_left_out_and_unknown_matrices_refused(tmp_path: Path) -> None:
+    write(tmp_path / "a.mp4", [picture(0, 64, 64)], info(64, 64, bit_depth=10, primaries=3, transfer=0))
+    with open_reader(tmp_path / "a.mp4") as reader:
+        assert (reader.info.primaries, reader.info.transfer) == (2, 2)
+    with pytest.raises(InputError, match="Colour matrix 2 cannot be written; expected one of 1, 4, 5"):
+        open_writer(tmp_path / "b.mp4", info(matrix=2))
 
 
 @pytest.mark.parametrize("transfer", [16, 18])
@@ -590,6 +620,12 @@ def test_a_stream_that_does_not_fit_is_named_before_any_work(tmp_path: Path, wit
     ):
         open_writer(tmp_path / "a.mp4", info(), copy_from=with_subtitles)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_container_that_promises_and_then_refuses(tmp_path: Path) -> None:
+    source = make_av(tmp_path / "flac.mkv", [array(picture())] * 3, sound="flac")
+    with pytest.raises(InputError, match=r"\(audio, flac\) does not fit into .mov; write to .mp4 or .mkv instead"):
+        open_writer(tmp_path / "a.mov", info(), copy_from=source)
 
 
 def test_sound_comes_while_the_video_is_written(tmp_path: Path, with_sound: Path) -> None:

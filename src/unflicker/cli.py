@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import click
 import typer
 
 from unflicker.checks import InputError
@@ -96,13 +95,23 @@ def demo(
 ) -> None:
     """Make a noisy clip, take it through the bundled networks, and show what steadiness costs and gives."""
     from rich.console import Console
+    from rich.progress import Progress, TaskID
 
     tune_process()
     from unflicker.demo import demo_models, run_demo
     from unflicker.report import table
 
-    rows = run_demo(folder, models=demo_models())
-    Console().print(table(rows))
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True) as progress:
+        bars: dict[str, TaskID] = {}
+
+        def show(what: str, done: int, total: int) -> None:
+            if what not in bars:
+                bars[what] = progress.add_task(what)
+            progress.update(bars[what], completed=done, total=total)
+
+        report = run_demo(folder, models=demo_models(), progress=show)
+    Console().print(table(report["rows"]))
     _say(f"Look at {folder / 'side_by_side.mp4'}, {folder / 'flicker.png'} and {folder / 'report.json'}.")
 
 
@@ -110,11 +119,11 @@ def main() -> None:
     """Run a command; bad input gets one line on stderr and exit code 2, never a stack trace."""
     try:
         code = app(standalone_mode=False)
-    except (click.ClickException, InputError) as error:
-        message = error.format_message() if isinstance(error, click.ClickException) else str(error)
+    except (typer.TyperException, InputError) as error:
+        message = error.format_message() if hasattr(error, "format_message") else str(error)
         _say("error: " + " ".join(message.split()))
         code = BAD_INPUT
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         _say("stopped; nothing was left behind.")
         code = INTERRUPTED
     sys.exit(code)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from queue import Full, Queue
 from threading import Event, Thread
-from typing import Any, TypeVar
+from types import TracebackType
+from typing import Any, Self, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -82,10 +84,9 @@ def run_video(
         with open_writer(
             destination, made, copy_from=copy_from, overwrite=overwrite, threads=threads, preset=preset
         ) as writer:
-            behind = _WriteBehind(writer)
-            try:
-                start = time.perf_counter()
-                frames = _read_ahead(_with_cuts(reader) if scene_cuts else ((frame, False) for frame in reader))
+            start = time.perf_counter()
+            ahead = _read_ahead(_with_cuts(reader) if scene_cuts else ((frame, False) for frame in reader))
+            with contextlib.closing(ahead) as frames, _WriteBehind(writer) as behind:
                 for frame, data, cut in _infer(model, frames, strength, compare):
                     if cut:
                         result.cuts.append(result.frames)
@@ -96,8 +97,6 @@ def run_video(
                     result.frames += 1
                     if on_frame is not None:
                         on_frame(result.frames, info.num_frames)
-            finally:
-                behind.finish()
             result.seconds = time.perf_counter() - start
             result.damage = reader.damage
     return result
@@ -144,8 +143,8 @@ def _with_cuts(reader: Reader) -> Iterator[tuple[Frame, bool]]:
         yield frame, bool(detector.process_frame(FrameTimecode(number, float(reader.info.frame_rate)), picture))
 
 
-def _read_ahead(items: Iterable[T]) -> Iterator[T]:
-    """Run an iterator in a thread of its own, a few items ahead."""
+def _read_ahead(items: Iterable[T]) -> Generator[T, None, None]:
+    """Run an iterator in a thread of its own, a few items ahead; closing ends the thread."""
     queue: Queue[Any] = Queue(AHEAD)
     stop = Event()
     end = object()
@@ -183,28 +182,28 @@ def _read_ahead(items: Iterable[T]) -> Iterator[T]:
 
 
 class _WriteBehind:
-    """Hands frames to a writer in a thread of its own; an error there is raised by the next `put` or by `finish`."""
+    """Hands frames to a writer in a thread of its own; an error there is raised by the next `put` or at the end."""
 
     def __init__(self, writer: Writer) -> None:
         self._writer = writer
         self._queue: Queue[Frame | None] = Queue(AHEAD)
         self._error: BaseException | None = None
         self._thread = Thread(target=self._work, name="unflicker-write", daemon=True)
+
+    def __enter__(self) -> Self:
         self._thread.start()
+        return self
 
     def put(self, frame: Frame) -> None:
         self._queue.put(frame)
-        self._raise()
+        if self._error is not None:
+            raise self._error
 
-    def finish(self) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self._queue.put(None)
         self._thread.join()
-        self._raise()
-
-    def _raise(self) -> None:
-        if self._error is not None:
-            error, self._error = self._error, None
-            raise error
+        if kind is None and self._error is not None:
+            raise self._error
 
     def _work(self) -> None:
         while (frame := self._queue.get()) is not None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import math
 import os
 import re
+from collections import deque
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -60,7 +63,8 @@ def open_reader(
     if not path.exists():
         raise InputError(f"There is no file or folder {path}; check the name.")
     if path.is_dir():
-        return FolderReader(path, frame_rate=DEFAULT_FRAME_RATE if frame_rate is None else frame_rate)
+        rate = DEFAULT_FRAME_RATE if frame_rate is None else frame_rate
+        return FolderReader(path, frame_rate=rate, threads=threads)
     if frame_rate is not None:
         raise InputError(
             f"A frame rate is for folders of images, but {path} is a file with its own times; leave it out."
@@ -85,13 +89,17 @@ class VideoReader(Reader):
             self._listed, self._visible = len(index), sum(not entry.is_discard for entry in index)
             matroska = "matroska" in self._container.format.name
             self._duration = (self._container.duration or 0) / av.time_base if matroska else 0.0
+            # An AVI has no display times, and what ffmpeg makes up for it runs back and forth where there are B frames:
+            # the n-th picture is shown at the time of the n-th packet.
+            self._times: deque[int] | None = deque() if self._container.format.name == "avi" else None
             # What came of it.
             self._packets = self._pictures = self._broken = 0
             self._end, self._reason = 0.0, ""
             self._decoded = self._decode()
             first = next(self._decoded, None)
             if first is None:
-                raise InputError(f"{self.path} has a video stream, but no frame of it can be decoded ({self._reason}).")
+                reason = self._reason or "no packets came"
+                raise InputError(f"{self.path} has a video stream, but no frame of it can be decoded ({reason}).")
             self.info = self._describe(first)
             self._frames = self._convert(itertools.chain([first], self._decoded))
         except BaseException:
@@ -133,18 +141,45 @@ class VideoReader(Reader):
             yield Frame(self._to_rgb(picture), pts, picture.time_base or self.info.time_base)
 
     def _decode(self) -> Iterator[av.VideoFrame]:
+        last = None
         for packet in self._demux():
             try:
                 pictures = self._stream.decode(packet)
             except (av.FFmpegError, OSError) as error:
                 self._broken, self._reason = self._broken + 1, error.strerror or str(error)
+                if self._times:
+                    self._times.popleft()
                 continue
             for picture in pictures:
-                self._pictures += 1
-                if picture.is_corrupt:
-                    self._broken, self._reason = self._broken + 1, self._reason or "pictures with missing parts"
-                yield picture
+                last = picture.pts
+                yield self._counted(picture)
+        if last is not None and self._times is None and self._pictures < self._packets:
+            yield from map(self._counted, self._behind(last))
         self.damage = self._judge()
+
+    def _counted(self, picture: av.VideoFrame) -> av.VideoFrame:
+        self._pictures += 1
+        if self._times:
+            picture.pts = self._times.popleft()
+        if picture.is_corrupt:
+            self._broken, self._reason = self._broken + 1, self._reason or "pictures with missing parts"
+        return picture
+
+    def _behind(self, last: int) -> Iterator[av.VideoFrame]:
+        """The pictures after the time `last`, decoded with one thread.
+
+        A decoder with several threads still holds some when it meets an error at the end of a file, as in every one
+        that is cut off, and PyAV has no way to get at them.
+        """
+        with contextlib.suppress(av.FFmpegError, OSError), _open_container(self.path) as container:
+            stream = container.streams.video[self._container.streams.video.index(self._stream)]
+            stream.codec_context.thread_count = 1
+            container.seek(last, stream=stream)
+            for packet in container.demux(stream):
+                try:
+                    yield from (p for p in stream.decode(packet) if p.pts is not None and p.pts > last)
+                except av.FFmpegError as error:
+                    self._reason = self._reason or error.strerror or str(error)
 
     def _demux(self) -> Iterator[av.Packet | None]:
         """The packets of the video, and None at the end; those of the sound are read to know where the file ends."""
@@ -156,6 +191,8 @@ class VideoReader(Reader):
                     continue
                 if packet.size:
                     self._packets += 1
+                    if self._times is not None and packet.dts is not None:
+                        self._times.append(packet.dts)
                     yield packet
                 elif packet.dts is not None:  # a repeated picture; the decoder would take it for the end
                     self._packets += 1
@@ -170,7 +207,7 @@ class VideoReader(Reader):
         if self._end < self._duration - 1:
             return f"{told} cut off: it ends after {self._end:.1f} of {self._duration:.1f} seconds."
         if self._reason:
-            return f"{told} damaged: {max(self._broken, 1)} packets are broken ({self._reason})."
+            return f"{told} damaged, broken packets: {max(self._broken, 1)} ({self._reason})."
         return None
 
 
@@ -185,9 +222,9 @@ class FolderReader(Reader):
         threads: int | None = None,
     ) -> None:
         self.path = Path(path)
-        rate = Fraction(frame_rate).limit_denominator(1001)
+        rate = Fraction(frame_rate).limit_denominator(100_000) if math.isfinite(frame_rate) else Fraction(0)
         if rate <= 0:
-            raise InputError(f"The frame rate must be above 0, got {frame_rate}.")
+            raise InputError(f"The frame rate must be above 0 images per second, got {frame_rate}.")
         names = os.listdir(self.path)
         files = [self.path / n for n in names if Path(n).suffix.lower() in IMAGES and not n.startswith(".")]
         if not files:
@@ -212,16 +249,16 @@ class FolderReader(Reader):
         for index, file in enumerate(self._files):
             try:
                 data, depth = _read_exr(file) if file.suffix.lower() == ".exr" else self._read_image(file)
-            except (av.FFmpegError, OSError, RuntimeError, ValueError) as error:
-                if isinstance(error, InputError):
-                    raise
+            except InputError:
+                raise
+            except (av.FFmpegError, OSError, RuntimeError, ValueError):
                 self._unreadable.append(file.name)
                 continue
             yield index, data, depth
         if self._unreadable:
             came = len(self._files) - len(self._unreadable)
             shown = ", ".join(self._unreadable[:3]) + (", ..." if len(self._unreadable) > 3 else "")
-            self.damage = f"{came} frames were read, but {len(self._unreadable)} images cannot be: {shown}."
+            self.damage = f"{came} frames were read, images that cannot be: {len(self._unreadable)} ({shown})."
 
     def _read_image(self, file: Path) -> tuple[Tensor, int]:
         # The decoder alone: ffmpeg's containers would decode each image twice and read "%d" in a name as a pattern.

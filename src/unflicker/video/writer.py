@@ -23,16 +23,18 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from torch import Tensor
 
 from ..checks import InputError, nearest
-from .base import BT601, MATRICES, Frame, VideoInfo, Writer, planes
+from .base import BT601, MATRICES, UNSPECIFIED, Frame, VideoInfo, Writer, planes
 
 CONTAINERS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}
 PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow", "placebo")
 LIMITED_RANGE, FULL_RANGE = 1, 2  # ffmpeg's numbers
 SMALLEST_HEVC = 64  # x265 takes no less than 16, and below 64 its "cutree" writes outside its memory
 WHITE = 65280 / 65535  # what swscale takes for 1 when it makes YUV from float
+# Code points that x264 and x265 know; a file may carry reserved ones.
+PRIMARIES, TRANSFERS = {1, *range(4, 13)}, {1, *range(4, 19)}
 # Tags that would be wrong in a copy: they describe the old container, or count what the new one counts itself.
 STALE_TAG = re.compile(
-    "(major_brand|minor_version|compatible_brands|encoder|timecode|duration|rotate)$|bps|number_of_|_st"
+    "(major_brand|minor_version|compatible_brands|encoder|timecode|duration|rotate)$|bps|number_of_|_statistics"
 )
 
 
@@ -49,15 +51,15 @@ def open_writer(
 ) -> Writer:
     """Open a video file, or a folder of images if the name has no extension, for writing like `info` tells.
 
-    8 bits become H.264, more become HEVC with 10 bits (H.264 with 10 bits below 64 pixels).
-    An odd width or height is kept by not subsampling the colour (4:4:4). A folder gets PNG with 8 or 16 bits, or EXR
-    with half floats when `info.bit_depth` is 32. Nothing appears under the name `path` before `close`.
+    8 bits become H.264, more become HEVC with 10 bits (H.264 with 10 bits below 64 pixels). An odd width or
+    height is kept by not subsampling the colour (4:4:4). A folder gets PNG with 8 or 16 bits, or EXR with half floats
+    when `info.bit_depth` is 32. Nothing appears under the name `path` before `close`.
 
     Args:
         path: ends in .mp4, .mov or .mkv; no extension, or a slash at the end, means a folder.
         info: size, times and colour, as a reader tells them. Times in .mkv are rounded to a millisecond.
         copy_from: the file whose sound, subtitles, chapters and tags are carried over, packet by packet; data and
-            time-code streams are left out.
+            time-code streams are left out. A folder of images takes nothing from it.
         overwrite: replace what is at `path`, at the very end; a folder only if it holds nothing but numbered frames.
         codec: another encoder of ffmpeg, "ffv1" or "prores_ks" for instance, with its own defaults.
         crf: quality of H.264 and HEVC from 0 (best) to 51; 16 unless given, which the eye cannot tell from the source.
@@ -265,6 +267,7 @@ class _CopiedStreams:
             raise InputError(f"The sound of {source} cannot be read ({error.strerror}).") from error
         self._output = output
         self._streams: dict[int, Stream] = {}
+        self._last_dts: dict[int, int | None] = {}
         for stream in self._input.streams:
             if stream.type in ("audio", "subtitle"):
                 copy = self._streams[stream.index] = _add_copy(output, stream, source, path)
@@ -278,19 +281,22 @@ class _CopiedStreams:
         self._next = next(self._packets, None)
 
     def _read(self) -> Generator[tuple[Fraction, av.Packet], None, None]:
-        time = Fraction(0)
         # Where the source is damaged its sound ends; that it is damaged the reader of the video tells.
         with contextlib.suppress(av.FFmpegError):
             for packet in self._input.demux([self._input.streams[i] for i in self._streams]) if self._streams else ():
                 stamp = packet.dts if packet.dts is not None else packet.pts
                 if stamp is not None and packet.time_base:
-                    time = stamp * packet.time_base
-                    yield time, packet
+                    yield stamp * packet.time_base, packet
 
     def copy_until(self, seconds: Fraction | None) -> None:
         """Copy what lies before `seconds`, or all that is left."""
         while self._next is not None and (seconds is None or self._next[0] <= seconds):
             packet = self._next[1]
+            last = self._last_dts.get(packet.stream_index)
+            if last is not None and packet.dts is not None and packet.dts <= last:  # no muxer takes time running back
+                packet.dts = last + 1
+                packet.pts = max(packet.dts, packet.pts or packet.dts)
+            self._last_dts[packet.stream_index] = packet.dts
             packet.stream = self._streams[packet.stream_index]
             self._output.mux_one(packet)
             self._next = next(self._packets, None)
@@ -319,6 +325,10 @@ def _add_video_stream(
     preset: str | None,
     threads: int | None,
 ) -> av.VideoStream:
+    if info.matrix not in MATRICES:
+        raise InputError(
+            f"Colour matrix {info.matrix} cannot be written; expected one of {', '.join(map(str, MATRICES))}."
+        )
     if crf is not None and not 0 <= crf <= 51:
         raise InputError(f"crf must lie between 0 (best) and 51, got {crf}.")
     if preset is not None and preset not in PRESETS:
@@ -341,7 +351,9 @@ def _add_video_stream(
     context = stream.codec_context
     context.time_base = info.time_base
     context.sample_aspect_ratio = info.pixel_aspect
-    context.colorspace, context.color_primaries, context.color_trc = info.matrix, info.primaries, info.transfer
+    context.colorspace = info.matrix
+    context.color_primaries = info.primaries if info.primaries in PRIMARIES else UNSPECIFIED
+    context.color_trc = info.transfer if info.transfer in TRANSFERS else UNSPECIFIED
     context.color_range = FULL_RANGE if info.full_range else LIMITED_RANGE
     context.thread_count = threads or 0
     options = {"crf": crf, "preset": preset}
@@ -377,19 +389,34 @@ def _pixel_format(encoder: av.Codec, info: VideoInfo) -> str:
 
 
 def _add_copy(output: OutputContainer, stream: Stream, source: Path, path: Path) -> Stream:
-    codec = stream.codec_context.codec.canonical_name if stream.codec_context else "an unknown codec"
-    try:
-        return output.add_stream_from_template(stream)
-    except (ValueError, av.FFmpegError) as error:
+    fitting = [suffix for suffix in CONTAINERS if _fits(stream, CONTAINERS[suffix])]
+    if path.suffix.lower() not in fitting:
+        codec = stream.codec_context.codec.canonical_name if stream.codec_context else "an unknown codec"
         raise InputError(
             f"Stream {stream.index} of {source} ({stream.type}, {codec}) does not fit into {path.suffix}; "
-            f"{_containers_for(codec)}"
-        ) from error
+            f"{_say(fitting)}"
+        )
+    return output.add_stream_from_template(stream)
+
+
+def _fits(stream: Stream, container_format: str) -> bool:
+    """Whether a container takes a stream; some promise to and then refuse, so that only a trial tells."""
+    try:
+        with av.open(io.BytesIO(), "w", format=container_format) as trial:
+            trial.add_stream_from_template(stream)
+            trial.start_encoding()
+    except (ValueError, av.FFmpegError):
+        return False
+    return True
 
 
 def _containers_for(codec: str) -> str:
-    names = [n for n, f in CONTAINERS.items() if codec in av.open(io.BytesIO(), "w", format=f).supported_codecs]
-    return f"write to {' or '.join(names)} instead." if names else f"none of {', '.join(CONTAINERS)} can hold it."
+    formats = CONTAINERS.items()
+    return _say([s for s, f in formats if codec in av.open(io.BytesIO(), "w", format=f).supported_codecs])
+
+
+def _say(suffixes: list[str]) -> str:
+    return f"write to {' or '.join(suffixes)} instead." if suffixes else f"nor into any of {', '.join(CONTAINERS)}."
 
 
 def _fresh(tags: dict[str, str]) -> dict[str, str]:
