@@ -141,7 +141,8 @@ def train_adapter(
     gains = report(folder.name, copy.deepcopy(model.base), model, validation, 0.1)
     notes = (
         f"Trained with examples/train_bundled.py: {steps} clips of 8 frames twice, 64x64 pixels, Gaussian noise up to "
-        f"{LIGHT}, unified loss with stability weight 0.2, seed {SEED}. On the validation clips at noise 0.1: {gains}.\n"
+        f"{LIGHT}, unified loss with stability weight 0.2, seed {SEED}.\n"
+        f"On the validation clips at noise 0.1: {gains}.\n"
     )
     save_adapter(model, folder, notes=notes)
 
@@ -184,7 +185,7 @@ def _plain(network: torch.nn.Module) -> dict[str, Tensor]:
 STAGES = {
     "base": (train_base, 20000),
     "heavy": (train_heavy, 4000),
-    "spatial": (train_spatial, 4000),
+    "spatial": (train_spatial, 5000),
     "learned-ema": (train_learned_ema, 1000),
 }
 

@@ -16,13 +16,14 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 NAMES = [str(path.relative_to(PACKAGE)) for path in FILES]
 
 FLOORS = [
-    ["functional", "state", "checks"],
+    ["checks"],
+    ["functional", "state"],
     ["layers", "flow", "video", "corruptions", "losses", "networks"],
     ["stabilizers", "controllers", "regularizers", "data", "metrics"],
     ["model"],
-    ["checkpoint", "export"],
+    ["checkpoint", "export", "report"],
     ["tasks"],
-    ["training", "evaluation", "run", "report", "demo"],
+    ["training", "evaluation", "run", "demo"],
     ["cli", "app"],
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS, 1) for room in rooms}

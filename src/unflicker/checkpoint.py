@@ -26,12 +26,11 @@ WEIGHTS, SETTINGS, CARD = "adapter.safetensors", "adapter.json", "README.md"
 def adapter_state_dict(model: StabilizedModel) -> dict[str, Tensor]:
     """Return the weights that were added to the base, and nothing of the base.
 
-        >>> from unflicker.layers import parse
-    from unflicker.model import stabilize
-        >>> from unflicker.stabilizers import LearnedEMA
-        >>> model = stabilize(nn.Conv2d(3, 3, 1), {"": LearnedEMA()}, example=torch.rand(1, 3, 8, 8))
-        >>> list(adapter_state_dict(model))
-        ['stabilizers.output.logit']
+    >>> from unflicker.model import stabilize
+    >>> from unflicker.stabilizers import LearnedEMA
+    >>> model = stabilize(nn.Conv2d(3, 3, 1), {"": LearnedEMA()}, example=torch.rand(1, 3, 8, 8))
+    >>> list(adapter_state_dict(model))
+    ['stabilizers.output.logit']
     """
     return {name: value for name, value in model.state_dict().items() if not name.startswith("base.")}
 
@@ -60,7 +59,7 @@ def save_adapter(model: StabilizedModel, folder: str | Path, *, notes: str = "")
             str(site.address): {
                 "layout": site.layout,
                 "shape": list(site.shape),
-                "stabilizer": describe(model.stabilizers[key]),
+                "stabilizer": describe(model.stabilizers[key.replace(".", "/")]),
             }
             for key, site in model.sites.items()
         },
@@ -72,9 +71,12 @@ def save_adapter(model: StabilizedModel, folder: str | Path, *, notes: str = "")
     save_file(weights, str(part / WEIGHTS))
     (part / SETTINGS).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
     (part / CARD).write_text(_card(model, folder.name, notes), encoding="utf-8")
+    old = folder.with_name(folder.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
-        shutil.rmtree(folder)
+        os.replace(folder, old)
     os.replace(part, folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def load_adapter(base: nn.Module, folder: str | Path) -> StabilizedModel:
@@ -89,37 +91,36 @@ def load_adapter(base: nn.Module, folder: str | Path) -> StabilizedModel:
     """
     folder = Path(folder)
     settings = _read(folder)
-    differences = _differences(settings["base"]["shapes"], _shapes(base))
-    if differences:
-        raise InputError(
-            f"The adapter {folder} was made for another base, a {settings['base']['class']}: " + "; ".join(differences)
-        )
-    templates = {}
     try:
-        for text, entry in settings["plan"].items():
-            site = Site(parse(text), entry["layout"], tuple(entry["shape"]))
-            templates[site] = from_description(entry["stabilizer"])
+        shapes, made_for = dict(settings["base"]["shapes"]), settings["base"]["class"]
+        sites = [Site(parse(text), entry["layout"], tuple(entry["shape"])) for text, entry in settings["plan"].items()]
+        templates = {
+            site: from_description(entry["stabilizer"])
+            for site, entry in zip(sites, settings["plan"].values(), strict=True)
+        }
         controllers = tuple(Controller(**controller) for controller in settings["controllers"])
         frame_shape = tuple(settings["frame_shape"])
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{folder / SETTINGS} is damaged: {error!r}.") from None
     try:
         weights = load_file(str(folder / WEIGHTS))
     except (OSError, SafetensorError) as error:
         raise InputError(f"{folder / WEIGHTS} cannot be read: {error}.") from None
+    names = {name for name, _ in base.named_modules()}
+    differences = _differences(shapes, _shapes(base)) or [
+        f"there is no layer {site.address.layer!r}" for site in sites if site.address.layer not in names
+    ]
+    if differences:
+        raise InputError(f"The adapter {folder} was made for another base, a {made_for}: " + "; ".join(differences))
     model = StabilizedModel(base, templates, controllers, frame_shape)
-    expected = adapter_state_dict(model)
-    wrong = _differences(
-        {name: list(value.shape) for name, value in weights.items()},
-        {name: list(value.shape) for name, value in expected.items()},
-    )
+    first = next(base.parameters(), torch.zeros(()))
+    for module in (*model.stabilizers.values(), *model.controllers):
+        module.to(first)
+    wrong = _differences(_sizes(weights), _sizes(adapter_state_dict(model)))
     if wrong:
         model.remove()
         raise InputError(f"{folder / WEIGHTS} does not fit its own settings: " + "; ".join(wrong))
     model.load_state_dict(weights, strict=False)
-    first = next(base.parameters(), torch.zeros(()))
-    for module in (*model.stabilizers.values(), *model.controllers):
-        module.to(first)
     return model
 
 
@@ -137,7 +138,11 @@ def _read(folder: Path) -> dict[str, Any]:
 
 
 def _shapes(base: nn.Module) -> dict[str, list[int]]:
-    return {name: list(value.shape) for name, value in base.state_dict().items()}
+    return _sizes(base.state_dict())
+
+
+def _sizes(tensors: dict[str, Tensor]) -> dict[str, list[int]]:
+    return {name: list(value.shape) for name, value in tensors.items()}
 
 
 def _differences(expected: dict[str, list[int]], found: dict[str, list[int]]) -> list[str]:

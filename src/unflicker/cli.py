@@ -123,9 +123,8 @@ def main() -> None:
         message = error.format_message() if hasattr(error, "format_message") else str(error)
         _say("error: " + " ".join(message.split()))
         code = BAD_INPUT
-    except (KeyboardInterrupt, typer.Abort):
+    if code == INTERRUPTED:  # what typer makes of Ctrl-C
         _say("stopped; nothing was left behind.")
-        code = INTERRUPTED
     sys.exit(code)
 
 

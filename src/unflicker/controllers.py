@@ -78,7 +78,7 @@ class Controller(nn.Module):
             valid = valid & (mask > 0.5)
         share = _average(valid.to(frame.dtype), self.downscale)
         low = _average(torch.where(valid, frame, 0), self.downscale) / share.clamp_min(1e-6)
-        low = torch.where(share > 0, low, state["frame"])
+        low = torch.where((share > 0) & torch.isfinite(low), low, state["frame"])  # sums of huge values overflow
         last = torch.where(state["seen"] > 0, state["frame"], low)
         return self.layers(torch.cat([low, last], 1)), {"frame": low, "seen": torch.ones_like(state["seen"])}
 

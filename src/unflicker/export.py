@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from unflicker.checks import InputError
+from unflicker.layers import evaluating
 from unflicker.model import StabilizedModel
 from unflicker.state import State
 
@@ -36,9 +37,9 @@ def fresh_state(model: StabilizedModel, frame: Tensor) -> State:
     >>> {name: tuple(value.shape) for name, value in fresh_state(model, frame).items()}
     {'output/past': (1, 3, 8, 8), 'output/seen': (1, 1, 8, 8)}
     """
-    with torch.no_grad():
+    with evaluating(model), torch.no_grad():
         _, state = model(frame)
-    return {name: torch.zeros_like(value) for name, value in state.items() if value.numel()}
+    return {name: torch.zeros_like(value) for name, value in state.items() if name != "size"}
 
 
 def to_exported_program(model: StabilizedModel, example: Tensor) -> ExportedProgram:
@@ -57,8 +58,8 @@ def to_exported_program(model: StabilizedModel, example: Tensor) -> ExportedProg
     """
     state = fresh_state(model, example)
     strength = torch.ones(example.shape[0], dtype=example.dtype, device=example.device)
-    with torch.no_grad():
-        return torch.export.export(_Step(model.eval()), (example, strength, state))
+    with evaluating(model), torch.no_grad():
+        return torch.export.export(_Step(model), (example, strength, state))
 
 
 def to_onnx(model: StabilizedModel, path: str | Path, example: Tensor) -> dict[str, list[str]]:
@@ -81,7 +82,7 @@ def to_onnx(model: StabilizedModel, path: str | Path, example: Tensor) -> dict[s
         raise InputError(f'Writing ONNX needs {error.name}: pip install "unflicker[export]".') from None
     program = to_exported_program(model, example)
     state = list(fresh_state(model, example))
-    with torch.no_grad():
+    with evaluating(model), torch.no_grad():
         outputs = list(_outputs(model(example)[0]))
     names = {"inputs": ["frame", "strength", *state], "outputs": [*outputs, *(f"next:{name}" for name in state)]}
     torch.onnx.export(program, f=str(path), input_names=names["inputs"], output_names=names["outputs"], verbose=False)

@@ -58,7 +58,7 @@ def spatial_fusion(
 
     Args:
         z: the present, (B, C, H, W).
-        past: what was returned for the last frame, (B, C, H, W).
+        past: what was returned for the last frame, (B, C, H, W); zero where `seen` is.
         logits: (B, G * K * K, H, W), G dividing C: one kernel per group of C / G channels. Within a group the
             window is enumerated row by row. G = C is the paper's form.
         kernel_size: K, odd.

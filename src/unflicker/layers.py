@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -21,9 +22,9 @@ class Address(NamedTuple):
 
     @property
     def key(self) -> str:
-        """The name in `state` and among the modules: unique, and without dots."""
+        """The unique name under which `state` holds what belongs here."""
         side = "in" if self.is_input else "out"
-        place = f"{side}:{self.layer.replace('.', '/')}" if self.layer else f"{side}put"
+        place = f"{side}:{self.layer}" if self.layer else f"{side}put"
         return f"{place}::{self.selector}" if self.selector else place
 
     def __str__(self) -> str:
@@ -37,7 +38,7 @@ def parse(text: str) -> Address:
     >>> parse("in:blocks.*::0")
     Address(layer='blocks.*', is_input=True, selector='0')
     >>> parse("").key, parse("in:").key, parse("decoder.0").key
-    ('output', 'input', 'out:decoder/0')
+    ('output', 'input', 'out:decoder.0')
     """
     place, _, selector = text.partition("::")
     is_input = place.startswith("in:")
@@ -81,21 +82,18 @@ def pick(value: Any, selector: str, where: str) -> Tensor:
     Raises:
         InputError: the value is a tuple or dict and there is no selector, or it has no such entry.
     """
+    if not selector and not isinstance(value, Tensor):
+        raise InputError(f"{where} is {_named(value)}, not a tensor; say which entry to stabilize{_entries(value)}.")
     if not selector:
-        if isinstance(value, Tensor):
-            return value
+        return value
+    name = _entry(value, selector)
+    if name is None:
+        raise InputError(f"{where} is {_named(value)} without an entry {selector!r}{_entries(value)}.")
+    if not isinstance(value[name], Tensor):
         raise InputError(
-            f"{where} returns {_named(value)}, not a tensor; say which entry to stabilize{_entries(value, where)}."
+            f"Entry {selector!r} of {where[0].lower() + where[1:]} is {_named(value[name])}, not a tensor."
         )
-    try:
-        chosen = value[int(selector)] if selector.lstrip("-").isdigit() else value[selector]
-    except (KeyError, IndexError, TypeError):
-        raise InputError(
-            f"{where} returns {_named(value)} without an entry {selector!r}{_entries(value, where)}."
-        ) from None
-    if not isinstance(chosen, Tensor):
-        raise InputError(f"Entry {selector!r} of what {where} returns is {_named(chosen)}, not a tensor.")
-    return chosen
+    return value[name]
 
 
 def put(value: Any, selector: str, tensor: Tensor) -> Any:
@@ -106,13 +104,37 @@ def put(value: Any, selector: str, tensor: Tensor) -> Any:
     """
     if not selector:
         return tensor
+    name = _entry(value, selector)
     if isinstance(value, tuple):
         items = list(value)
-        items[int(selector)] = tensor
+        items[name] = tensor
         return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
     changed = copy.copy(value)
-    changed[int(selector) if isinstance(value, list) else selector] = tensor
+    changed[name] = tensor
     return changed
+
+
+def _entry(value: Any, selector: str) -> Any:
+    """Return the key or index a selector means in a tuple, list or dict, or None."""
+    index = int(selector) if selector.removeprefix("-").isdigit() else None
+    if isinstance(value, dict):
+        # The outputs of transformers are dicts that count their entries too.
+        names = list(value)
+        counted = index is not None and selector not in value and not any(isinstance(n, int) for n in names)
+        if counted and -len(names) <= index < len(names) and _takes_index(value):  # type: ignore[operator]
+            return names[index]  # type: ignore[index]
+        return selector if selector in value else index if index in value else None
+    if isinstance(value, (tuple, list)) and index is not None and -len(value) <= index < len(value):
+        return index
+    return None
+
+
+def _takes_index(value: Any) -> bool:
+    try:
+        value[0]
+    except KeyError:
+        return False
+    return True
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
@@ -137,11 +159,23 @@ def freeze(model: nn.Module) -> None:
     model.eval().requires_grad_(False)
 
 
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a network in evaluation mode for the length of a `with` block, then every layer back as it was."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
 def _named(value: Any) -> str:
     return "nothing" if value is None else f"a {type(value).__name__}"
 
 
-def _entries(value: Any, where: str) -> str:
+def _entries(value: Any) -> str:
     entries: list[Any] = []
     if isinstance(value, dict):
         entries = [name for name, item in value.items() if isinstance(item, Tensor)]

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from unflicker.checks import InputError
 from unflicker.controllers import Controller
-from unflicker.layers import Address, find, freeze, is_glob, map_tensors, parse, pick, put
+from unflicker.layers import Address, evaluating, find, freeze, is_glob, map_tensors, parse, pick, put
 from unflicker.stabilizers import Layout, Stabilizer, from_map, to_map
 from unflicker.state import State, part, restart, under
 
@@ -83,23 +83,17 @@ def stabilize(
     """
     if example.ndim != 4 or not example.is_floating_point():
         raise InputError(f"example must be frames (B, C, H, W) of a floating type, got {_shown(example)}.")
-    if controller is not None and not any(t is not None and t.uses_controller for t in plan.values()):
+    choices = _resolve(base, plan)
+    if controller is not None and not any(choice.template.uses_controller for choice in choices.values()):
         raise InputError("A controller was given, but nothing in the plan listens to one: leave it out.")
-    templates = _resolve(base, plan)
-    modes = [(module, module.training) for module in base.modules()]
-    base.eval()
-    try:
-        sites = _probe(base, templates, example)
-        model = StabilizedModel(
-            base,
-            {site: templates[site.address].template for site in sites},
-            controller if isinstance(controller, tuple) else (controller,) if controller else (),
-            tuple(example.shape[1:]),
-        )
-    except BaseException:
-        for module, mode in modes:
-            module.training = mode
-        raise
+    with evaluating(base):
+        sites = _probe(base, choices, example)
+    model = StabilizedModel(
+        base,
+        {site: choices[site.address].template for site in sites},
+        controller if isinstance(controller, tuple) else (controller,) if controller else (),
+        tuple(example.shape[1:]),
+    )
     for module in (*model.stabilizers.values(), *model.controllers):
         module.to(example)
     return model
@@ -129,29 +123,33 @@ class StabilizedModel(nn.Module):
             controller.build(frame_shape[0])
         self.controllers: list[Controller] = nn.ModuleList(controllers)  # type: ignore[assignment]
         self.stabilizers: dict[str, Stabilizer] = nn.ModuleDict()  # type: ignore[assignment]
+        self._state_names: dict[str, frozenset[str]] = {}
         for site, template in templates.items():
             stabilizer = copy.deepcopy(template)
             try:
                 stabilizer.build(site.channels, site.layout, tuple(c.width for c in controllers))
             except InputError as error:
                 raise InputError(f"{_where(site.address)}: {error}") from None
-            self.stabilizers[site.address.key] = stabilizer
+            self.stabilizers[_module_name(site.address.key)] = stabilizer
+            self._state_names[site.address.key] = frozenset(stabilizer.fresh(torch.zeros(1, site.channels, 1, 1)))
+        hosts = {key: base.get_submodule(site.address.layer) for key, site in self.sites.items()}
         # Everything has been checked; from here on the base is touched.
         self.base = base
         self._frozen = True
         self._enabled = True
         self._call: _Call | None = None
+        self._modes = {name: module.training for name, module in base.named_modules()}
+        self._trainable = {name: p.requires_grad for name, p in base.named_parameters()}
         freeze(base)
         for key, site in self.sites.items():
-            layer = base.get_submodule(site.address.layer)
             if not site.address.layer:
                 continue  # the network's own input and output pass through `forward`
             # Partials of bound methods, not closures: they follow deepcopy and pickle. Registered once, they idle
             # unless this model's forward is running.
             if site.address.is_input:
-                layer.register_forward_pre_hook(partial(self._on_input, key), with_kwargs=True)
+                hosts[key].register_forward_pre_hook(partial(self._on_input, key), with_kwargs=True)
             else:
-                layer.register_forward_hook(partial(self._on_output, key))
+                hosts[key].register_forward_hook(partial(self._on_output, key))
 
     def forward(
         self,
@@ -206,11 +204,11 @@ class StabilizedModel(nn.Module):
     @contextlib.contextmanager
     def disabled(self) -> Iterator[None]:
         """Let the base run alone inside a `with` block; the streams start afresh after it."""
-        self._enabled = False
+        before, self._enabled = self._enabled, False
         try:
             yield
         finally:
-            self._enabled = True
+            self._enabled = before
 
     def train(self, mode: bool = True) -> StabilizedModel:
         """Set the mode of what was added; a frozen base stays in evaluation mode."""
@@ -225,13 +223,17 @@ class StabilizedModel(nn.Module):
         self.base.requires_grad_(True).train(self.training)
 
     def remove(self) -> nn.Module:
-        """Take the stabilizers out of the base and return it; this model cannot be used afterwards."""
+        """Take the stabilizers out of the base and return it as it was; this model cannot be used afterwards."""
         for module in self.base.modules():
             for hooks in (module._forward_hooks, module._forward_pre_hooks):
                 for number, hook in list(hooks.items()):
                     if isinstance(hook, partial) and getattr(hook.func, "__self__", None) is self:
                         del hooks[number]
                         module._forward_pre_hooks_with_kwargs.pop(number, None)
+        for name, module in self.base.named_modules():
+            module.training = self._modes[name]
+        for name, parameter in self.base.named_parameters():
+            parameter.requires_grad_(self._trainable[name])
         return self.base
 
     def summary(self) -> str:
@@ -239,27 +241,29 @@ class StabilizedModel(nn.Module):
 
         Multiply-adds are those of convolutions and matrix products, as is usual; blending is not counted.
         """
-        base_parameters = sum(p.numel() for p in self.base.parameters())
-        added = {key: sum(p.numel() for p in s.parameters()) for key, s in self.stabilizers.items()}
-        controller = sum(p.numel() for each in self.controllers for p in each.parameters())
+        base_parameters = _parameters(self.base)
+        added = 0
         base_macs, all_macs = self._multiply_adds()
         rows = [("layer", "stabilizer", "returns", "parameters")]
         for key, site in self.sites.items():
+            stabilizer = self.stabilizers[_module_name(key)]
             shape = " x ".join(str(n) for n in site.shape)
-            rows.append((str(site.address) or '""', type(self.stabilizers[key]).__name__, shape, f"{added[key]:,}"))
+            rows.append((str(site.address) or '""', type(stabilizer).__name__, shape, f"{_parameters(stabilizer):,}"))
+            added += _parameters(stabilizer)
         for each in self.controllers:
-            rows.append(("controller", f"width {each.width}", f"1/{each.downscale} size", f"{controller:,}"))
+            rows.append(("controller", f"width {each.width}", f"1/{each.downscale} size", f"{_parameters(each):,}"))
+            added += _parameters(each)
         widths = [max(len(row[i]) for row in rows) for i in range(4)]
         table = [
             f"  {a:<{widths[0]}}  {b:<{widths[1]}}  {c:<{widths[2]}}  {d:>{widths[3]}}".rstrip() for a, b, c, d in rows
         ]
-        total, extra = sum(added.values()) + controller, all_macs - base_macs
+        extra = all_macs - base_macs
         size = " x ".join(str(n) for n in self.frame_shape)
         return "\n".join(
             [
                 f"{type(self.base).__name__}: {base_parameters:,} parameters, {base_macs / 1e6:,.1f} MMAC at {size}",
                 *table,
-                f"added: {total:,} parameters ({_percent(total, base_parameters)}), "
+                f"added: {added:,} parameters ({_percent(added, base_parameters)}), "
                 f"{extra / 1e6:,.1f} MMAC ({_percent(extra, base_macs)})",
             ]
         )
@@ -272,7 +276,7 @@ class StabilizedModel(nn.Module):
         frame = torch.zeros(1, *self.frame_shape, device=first.device, dtype=first.dtype)
         counts = []
         for run in (self.base, self):
-            with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            with evaluating(self), torch.no_grad(), FlopCounterMode(display=False) as counter:
                 run(frame)
             counts.append(counter.get_total_flops() // 2)
         return counts[0], counts[1]
@@ -299,10 +303,12 @@ class StabilizedModel(nn.Module):
             if mask.shape != expected:
                 raise InputError(f"mask must be {expected}: one channel, else as x; got {_shown(mask)}.")
             mask = mask.view(streams, frames, 1, *x.shape[-2:])
+        if state and "size" not in state:
+            raise InputError("The state comes from another model, or none: it has no entry 'size'.")
         if state and state["size"].shape[-2:] != x.shape[-2:]:
             state = None  # a change of size is a new video
         if state and state["size"].shape[0] != streams:
-            raise InputError(f"The state holds {state['frame'].shape[0]} streams, but x has {streams}.")
+            raise InputError(f"The state holds {state['size'].shape[0]} streams, but x has {streams}.")
         if isinstance(reset, Tensor):
             resets: Tensor | None = _per_frame("reset", reset.bool(), streams, frames, first_only=True)
         else:
@@ -311,6 +317,8 @@ class StabilizedModel(nn.Module):
             if not 0 <= strength < float("inf"):
                 raise InputError(f"strength must be 0 (off) or more, got {strength}.")
             strength = torch.full((), strength, dtype=x.dtype, device=x.device)
+        elif not torch.compiler.is_compiling() and strength.device.type == "cpu" and not bool((strength >= 0).all()):
+            raise InputError(f"strength must be 0 (off) or more, got {strength.tolist()}.")
         strength = _per_frame("strength", strength.to(x), streams, frames)
         call = _Call(streams, frames, state or {}, strength, resets, mask, [])
         call.following["size"] = x.new_zeros(streams, 0, *x.shape[-2:])
@@ -323,6 +331,8 @@ class StabilizedModel(nn.Module):
             part(call.state, f"controller{i}") or controller.fresh(x[:, 0])
             for i, controller in enumerate(self.controllers)
         ]
+        if call.state and not all(part(call.state, f"controller{i}") for i in range(len(own))):
+            raise InputError("The state comes from another model: it holds nothing for the controller.")
         for t in range(call.frames):
             contexts = []
             for i, controller in enumerate(self.controllers):
@@ -367,14 +377,15 @@ class StabilizedModel(nn.Module):
                 f"{_where(site.address)} runs more than once in a forward pass; stabilize a layer around it."
             )
         call.done.add(key)
-        stabilizer = self.stabilizers[key]
+        stabilizer = self.stabilizers[_module_name(key)]
         maps = to_map(z, site.layout).unflatten(0, (call.streams, call.frames))
         own = part(call.state, key) if call.state else stabilizer.fresh(maps[:, 0])
-        past = next((value for name, value in own.items() if name.endswith("past")), None)
-        if past is None or past.shape != maps[:, 0].shape:
-            found = "nothing" if past is None else str(tuple(past.shape))
+        if own.keys() != self._state_names[key]:
+            raise InputError(f"{_where(site.address)} does not find its own in the state: it comes from another model.")
+        past = next(value for name, value in own.items() if name.endswith("past"))
+        if past.shape != maps[:, 0].shape:
             raise InputError(
-                f"{_where(site.address)} gives {tuple(maps[:, 0].shape)}, but the state holds {found} for it: "
+                f"{_where(site.address)} is {tuple(maps[:, 0].shape)}, but the state holds {tuple(past.shape)} for it: "
                 "it comes from another model."
             )
         size = (maps.shape[-2], maps.shape[-1]) if site.layout in ("map", "plane") else None
@@ -392,8 +403,11 @@ class StabilizedModel(nn.Module):
             results.append(result)
         call.following |= under(key, own)
         result = from_map(results[0] if call.frames == 1 else torch.stack(results, 1).flatten(0, 1), site.layout)
-        if z.ndim == 4 and z.is_contiguous(memory_format=torch.channels_last) and not z.is_contiguous():
-            result = result.contiguous(memory_format=torch.channels_last)
+        # What follows gets the memory layout it is used to.
+        if z.is_contiguous():
+            return result.contiguous()
+        if z.ndim == 4 and z.is_contiguous(memory_format=torch.channels_last):
+            return result.contiguous(memory_format=torch.channels_last)
         return result
 
 
@@ -407,8 +421,9 @@ def _resolve(base: nn.Module, plan: Plan) -> dict[Address, _Choice]:
     """Turn a plan's names and globs into the layers they mean."""
     chosen: dict[Address, _Choice | None] = {}
     exact: set[Address] = set()
-    if not plan:
-        raise InputError('The plan is empty; {"": EMA(0.1)} stabilizes the output.')
+    if not isinstance(plan, Mapping) or not plan:
+        found = "an empty one" if isinstance(plan, Mapping) else type(plan).__name__
+        raise InputError(f'A plan says where to put what, as {{"": EMA(0.1)}} does for the output; got {found}.')
     for text, template in plan.items():
         if isinstance(template, type) and issubclass(template, Stabilizer):
             raise InputError(f"The plan gives the class {template.__name__} for {text!r}; write {template.__name__}().")
@@ -423,7 +438,10 @@ def _resolve(base: nn.Module, plan: Plan) -> dict[Address, _Choice]:
             if not by_glob:
                 exact.add(address)
             chosen[address] = None if template is None else _Choice(template, by_glob)
-    return {address: choice for address, choice in chosen.items() if choice}
+    kept = {address: choice for address, choice in chosen.items() if choice}
+    if not kept:
+        raise InputError("The plan leaves out every layer it names: give at least one a stabilizer.")
+    return kept
 
 
 def _probe(base: nn.Module, choices: Mapping[Address, _Choice], example: Tensor) -> list[Site]:
@@ -443,11 +461,11 @@ def _probe(base: nn.Module, choices: Mapping[Address, _Choice], example: Tensor)
     for address in choices:
         if not address.layer:
             if address.is_input:
-                note(address, example)
+                note(address, ((example,), {}))
             continue
         layer = base.get_submodule(address.layer)
         if address.is_input:
-            hook = lambda m, args, kwargs, a=address: note(a, _pick_input(a, args, kwargs))  # noqa: E731
+            hook = lambda m, args, kwargs, a=address: note(a, (args, kwargs))  # noqa: E731
             handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
         else:
             handles.append(layer.register_forward_hook(lambda m, args, output, a=address: note(a, output)))
@@ -490,7 +508,7 @@ def _site(address: Address, values: list[Any], example: Tensor, layout: Layout) 
         raise InputError(f"{where} never runs when the network is called; take it out of the plan.")
     if len(values) > 1:
         raise InputError(f"{where} runs more than once in a forward pass; stabilize a layer around it.")
-    z = values[0] if address.is_input else pick(values[0], address.selector, where)
+    z = _pick_input(address, *values[0]) if address.is_input else pick(values[0], address.selector, where)
     if not z.is_floating_point() or z.ndim not in (2, 3, 4):
         raise InputError(
             f"{where} gives {_shown(z)}; stabilizers take floats (B, C, H, W), (B, H, W), (B, N, C), (B, C)."
@@ -521,8 +539,15 @@ def _layout(z: Tensor, example: Tensor, *, at_output: bool) -> Layout:
 
 
 def _pick_input(address: Address, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    where, selector = _where(address), address.selector or "0"
-    return pick(args if selector.isdigit() else kwargs, selector, where)
+    """Take a layer's input: by number among those passed by position (the first unless told), or by keyword."""
+    selector = address.selector or "0"
+    if not address.selector and not args:
+        raise InputError(
+            f"{_where(address)} is passed by keyword; name it, as in "
+            + " or ".join(f'"in:{address.layer}::{name}"' for name in list(kwargs)[:4])
+            + "."
+        )
+    return pick(args if selector.isdigit() else kwargs, selector, _where(address))
 
 
 def _per_frame(name: str, value: Tensor, streams: int, frames: int, *, first_only: bool = False) -> Tensor:
@@ -539,6 +564,15 @@ def _per_frame(name: str, value: Tensor, streams: int, frames: int, *, first_onl
 
 def _unfold(shape: torch.Size, value: Tensor) -> Tensor:
     return value.unflatten(0, shape) if value.ndim and value.shape[0] == shape.numel() else value
+
+
+def _module_name(key: str) -> str:
+    """ModuleDict takes no dots."""
+    return key.replace(".", "/")
+
+
+def _parameters(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
 
 
 def _where(address: Address) -> str:

@@ -9,8 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from unflicker.checks import InputError
 
 State = dict[str, Tensor]
 
@@ -54,8 +57,15 @@ def save(state: State, path: str | Path) -> None:
 
 
 def load(path: str | Path) -> State:
-    """Read what `save` wrote."""
-    return load_file(str(path))
+    """Read what `save` wrote.
+
+    Raises:
+        InputError: there is no such file, or it is no safetensors file.
+    """
+    try:
+        return load_file(str(path))
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"The state {path} cannot be read: {error}.") from None
 
 
 def part(state: State, prefix: str) -> State:

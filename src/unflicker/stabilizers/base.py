@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from unflicker.checks import InputError, nearest
 from unflicker.functional import finite_pixels, resize_mask
 from unflicker.state import State
 
@@ -32,6 +33,8 @@ class Stabilizer(nn.Module):
 
     def __init__(self, layout: Layout = "auto") -> None:
         super().__init__()
+        if layout not in get_args(Layout):
+            raise InputError(f"There is no layout {layout!r}; {nearest(str(layout), get_args(Layout))}")
         self.layout = layout
 
     def build(self, channels: int, layout: Layout, context_channels: tuple[int, ...]) -> None:

@@ -1,0 +1,283 @@
+"""A video through a model and out again, and the command as a person would use it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from unflicker.checks import InputError
+from unflicker.model import stabilize
+from unflicker.run import run_video
+from unflicker.stabilizers import EMA
+from unflicker.video import Frame, VideoInfo, open_reader, open_writer
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+RATE = Fraction(25)
+
+
+def picture(t: int, width: int, height: int) -> Tensor:
+    """A coloured gradient with a square that moves one pixel a frame."""
+    y, x = torch.meshgrid(torch.linspace(0.1, 0.9, height), torch.linspace(0.1, 0.9, width), indexing="ij")
+    data = torch.stack([x, y, 1 - x])
+    data[:, height // 4 : height // 2, t % width : t % width + width // 4] = 0.5
+    return data
+
+
+def make(path: Path, frames: int = 12, width: int = 64, height: int = 48, scenes: int = 1) -> Path:
+    info = VideoInfo(width, height, RATE, 1 / RATE)
+    with open_writer(path, info, crf=4) as writer:
+        for t in range(frames):
+            data = picture(t, width, height)
+            writer.write(Frame(data if t * scenes // frames % 2 == 0 else 1 - data.flip(0), t, 1 / RATE))
+    return path
+
+
+def with_sound(path: Path, video: Path) -> Path:
+    """The same pictures with a second of tone, written with PyAV alone."""
+    with av.open(str(video)) as source, av.open(str(path), "w") as target:
+        stream = source.streams.video[0]
+        copy = target.add_stream_from_template(stream)
+        sound = target.add_stream("aac", rate=44100)
+        for packet in source.demux(stream):
+            if packet.dts is not None:
+                packet.stream = copy
+                target.mux(packet)
+        tone = (0.3 * np.sin(np.arange(44100) / 16)).astype(np.float32)[None]
+        for start in range(0, tone.shape[1], 1024):
+            frame = av.AudioFrame.from_ndarray(tone[:, start : start + 1024], format="fltp", layout="mono")
+            frame.sample_rate, frame.pts = 44100, start
+            target.mux(sound.encode(frame))
+        target.mux(sound.encode())
+    return path
+
+
+def packets(path: Path, kind: str) -> list[bytes]:
+    with av.open(str(path)) as container:
+        return [bytes(packet) for packet in container.demux(**{kind: 0}) if packet.dts is not None]
+
+
+def read(path: Path) -> list[Frame]:
+    with open_reader(path) as reader:
+        return list(reader)
+
+
+def averaging(decay: float = 0.5):
+    return stabilize(nn.Identity(), {"": EMA(decay)}, example=torch.zeros(1, 3, 8, 8))
+
+
+def command(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "unflicker", *map(str, arguments)], capture_output=True, text=True, timeout=300
+    )
+
+
+def test_the_output_is_the_stream_through_the_model(tmp_path):
+    source = make(tmp_path / "in.mp4")
+    result = run_video(averaging(), source, tmp_path / "out", scene_cuts=False)
+    past = None
+    for before, after in zip(read(source), read(tmp_path / "out"), strict=True):
+        past = before.data if past is None else torch.lerp(before.data, past, 0.5)
+        assert (after.data - past).abs().max() <= 0.5 / 255 + 1e-6
+    assert result.frames == 12 and result.damage is None
+
+
+def test_times_and_sound_are_kept(tmp_path):
+    source = with_sound(tmp_path / "in.mp4", make(tmp_path / "silent.mp4"))
+    run_video(averaging(), source, tmp_path / "out.mp4")
+    assert [f.pts_seconds for f in read(tmp_path / "out.mp4")] == [f.pts_seconds for f in read(source)]
+    assert packets(tmp_path / "out.mp4", "audio") == packets(source, "audio") != []
+
+
+def test_compare_puts_the_base_on_the_left(tmp_path):
+    source = make(tmp_path / "in.mp4")
+    run_video(averaging(), source, tmp_path / "out", compare=True, scene_cuts=False)
+    before, after = read(source), read(tmp_path / "out")
+    assert after[5].data.shape == (3, 48, 128)
+    assert (after[5].data[..., :64] - before[5].data).abs().max() <= 0.5 / 255 + 1e-6
+    assert not torch.equal(after[5].data[..., 64:], after[5].data[..., :64])
+
+
+def test_a_scene_cut_starts_afresh(tmp_path):
+    source = make(tmp_path / "in.mp4", scenes=3)
+    result = run_video(averaging(), source, tmp_path / "out")
+    assert result.cuts == [4, 8]
+    before, after = read(source), read(tmp_path / "out")
+    assert (after[4].data - before[4].data).abs().max() <= 0.5 / 255 + 1e-6
+    run_video(averaging(), source, tmp_path / "blended", scene_cuts=False)
+    assert (read(tmp_path / "blended")[4].data - before[4].data).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (17, 33)])
+def test_odd_and_tiny_sizes(tmp_path, size):
+    width, height = size
+    source = make(tmp_path / "in.mp4", 3, width, height)
+    run_video(averaging(), source, tmp_path / "out.mp4")
+    assert [tuple(f.data.shape) for f in read(tmp_path / "out.mp4")] == [(3, height, width)] * 3
+
+
+def test_a_change_of_size_is_a_new_video_brought_to_the_first_size(tmp_path):
+    folder = tmp_path / "in"
+    for i, (width, height) in enumerate([(32, 24), (32, 24), (16, 12)]):
+        one = tmp_path / f"one{i}"
+        with open_writer(one, VideoInfo(width, height, RATE, 1 / RATE, is_folder=True)) as writer:
+            writer.write(Frame(torch.full((3, height, width), 0.2 * (i + 1)), 0, 1 / RATE))
+        folder.mkdir(exist_ok=True)
+        next(one.iterdir()).rename(folder / f"{i}.png")
+    result = run_video(averaging(0.9), folder, tmp_path / "out", scene_cuts=False)
+    last = read(tmp_path / "out")[-1].data
+    assert result.resized == 1 and last.shape == (3, 24, 32)
+    assert (last - 0.6).abs().max() < 1 / 255  # not blended with the frames before
+
+
+def test_a_pixel_that_is_no_number_is_filled_from_the_past(tmp_path):
+    exr = VideoInfo(16, 16, RATE, 1 / RATE, bit_depth=32)
+    with open_writer(tmp_path / "in", exr) as writer:
+        for t in range(3):
+            data = torch.full((3, 16, 16), 0.25)
+            if t == 1:
+                data[:, 4, 4] = float("nan")
+            writer.write(Frame(data, t, 1 / RATE))
+    # The writer turns NaN to 0, so put it back in the file itself.
+    import OpenEXR
+
+    name = sorted((tmp_path / "in").iterdir())[1]
+    with OpenEXR.File(str(name)) as file:
+        channels = {c: np.array(v.pixels, dtype=np.float32) for c, v in file.channels().items()}
+    for pixels in channels.values():
+        pixels[4, 4] = np.nan
+    OpenEXR.File({}, channels).write(str(name))
+    run_video(averaging(), tmp_path / "in", tmp_path / "out", scene_cuts=False)
+    for frame in read(tmp_path / "out"):
+        assert torch.equal(frame.data, torch.full((3, 16, 16), 0.25))
+
+
+def test_an_error_leaves_nothing_behind(tmp_path):
+    source = make(tmp_path / "in.mp4")
+    grey = stabilize(nn.Conv2d(3, 1, 1), {"": EMA(0.1)}, example=torch.zeros(1, 3, 8, 8))
+    with pytest.raises(InputError, match=r"must return frames \(B, 3, H, W\).*got shape \(1, 1, 48, 64\)"):
+        run_video(grey, source, tmp_path / "out.mp4")
+    with pytest.raises(InputError, match="strength must be 0"):
+        run_video(averaging(), source, tmp_path / "out.mp4", strength=-1)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in.mp4"]
+
+
+def test_memory_does_not_grow_with_length(tmp_path):
+    script = (
+        "import sys, torch, resource\n"
+        "from unflicker.run import run_video\n"
+        "from unflicker.model import stabilize\n"
+        "from unflicker.stabilizers import EMA\n"
+        "torch.set_num_threads(1)\n"
+        "model = stabilize(torch.nn.Identity(), {'': EMA(0.5)}, example=torch.zeros(1, 3, 8, 8))\n"
+        "run_video(model, sys.argv[1], sys.argv[2], threads=1, preset='ultrafast')\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)\n"
+    )
+
+    def peak(frames: int) -> int:
+        source = make(tmp_path / f"{frames}.mp4", frames, 320, 192)
+        arguments = [sys.executable, "-c", script, str(source), str(tmp_path / f"out{frames}.mp4")]
+        return int(subprocess.run(arguments, capture_output=True, text=True, check=True).stdout)
+
+    # 150 more frames of 320 x 192 in float32 would be 105 MiB.
+    assert peak(200) - peak(50) < 40
+
+
+# The command --------------------------------------------------------------------------------------------------------
+
+
+def test_run_from_the_command_line(tmp_path):
+    source = with_sound(tmp_path / "in.mp4", make(tmp_path / "silent.mp4"))
+    done = command("run", source, tmp_path / "out.mp4", "--task", "denoise", "--compare")
+    assert done.returncode == 0, done.stderr
+    assert "12 frames at" in done.stderr and done.stdout == ""
+    assert read(tmp_path / "out.mp4")[0].data.shape == (3, 48, 128)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nothing.mp4", "OUT"], "There is no file or folder nothing.mp4"),
+        (["IN", "OUT", "--task", "denoize"], "no task 'denoize'; did you mean 'denoise'?"),
+        (["IN", "OUT", "--adapter", "spacial"], "no adapter 'spacial', and there is no such folder; did you mean"),
+        (["IN", "OUT", "--strength", "much"], "'--strength'"),
+        (["IN", "OUT", "--strenght", "1"], "--strength"),
+        (["IN", "OUT", "--strength", "-1"], "strength must be 0 (off) or more, got -1.0"),
+        (["IN"], "Missing argument 'OUT'"),
+        (["IN", "nowhere/out.mp4"], "The folder nowhere does not exist"),
+        (["IN", "out.gifv"], "out.gifv cannot be written"),
+        (["IN", "IN"], "Input and output are both"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(tmp_path, arguments, words):
+    places = {"IN": str(make(tmp_path / "in.mp4", 2)), "OUT": str(tmp_path / "out.mp4")}
+    done = command("run", *(places.get(a, a) for a in arguments))
+    assert done.returncode == 2
+    assert words in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["in.mp4"]
+
+
+def test_an_existing_output_is_kept(tmp_path):
+    source, kept = make(tmp_path / "in.mp4", 2), tmp_path / "out.mp4"
+    kept.write_text("precious")
+    done = command("run", source, kept, "--adapter", "ema")
+    assert done.returncode == 2 and "pass --overwrite" in done.stderr and kept.read_text() == "precious"
+    assert command("run", source, kept, "--adapter", "ema", "--overwrite").returncode == 0
+    assert len(read(kept)) == 2
+
+
+def test_a_file_cut_off_in_the_middle_gives_what_there_is(tmp_path):
+    source = make(tmp_path / "in.mkv", 40)
+    source.write_bytes(source.read_bytes()[: int(source.stat().st_size * 0.6)])
+    done = command("run", source, tmp_path / "out.mp4", "--adapter", "ema")
+    frames = len(read(tmp_path / "out.mp4"))
+    assert done.returncode == 3, done.stderr
+    assert "warning" in done.stderr and str(frames) in done.stderr and 0 < frames < 40
+
+
+def test_ctrl_c_leaves_nothing_that_looks_complete(tmp_path):
+    source = make(tmp_path / "in.mp4", 200, 320, 192)
+    arguments = [sys.executable, "-m", "unflicker", "run", str(source), str(tmp_path / "out.mp4"), "--adapter", "ema"]
+    process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "out.mp4.part").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(0.5)
+    os.kill(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "stopped" in said and "Traceback" not in said
+    assert [p.name for p in tmp_path.iterdir()] == ["in.mp4"]
+
+
+def test_help_answers_without_torch():
+    script = (
+        "import sys\nfrom unflicker.cli import main\nsys.argv = ['unflicker', '--help']\n"
+        "try: main()\nexcept SystemExit: pass\nassert 'torch' not in sys.modules and 'av' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "run" in done.stdout and "demo" in done.stdout
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="needs the clips in ../shared")
+def test_a_real_clip(tmp_path):
+    from unflicker.tasks import load_task
+
+    frames = read(SHARED / "data" / "clips" / "tos_deck.mp4")[:6]
+    info = VideoInfo(frames[0].data.shape[2], frames[0].data.shape[1], Fraction(24), frames[0].time_base)
+    with open_writer(tmp_path / "in.mp4", info) as writer:
+        for frame in frames:
+            writer.write(frame)
+    assert run_video(load_task("denoise"), tmp_path / "in.mp4", tmp_path / "out.mp4").frames == 6
+    difference = read(tmp_path / "out.mp4")[-1].data - frames[-1].data
+    assert difference.square().mean().sqrt() < 0.03  # a clean film stays as it is, but for its compression noise
