@@ -113,13 +113,13 @@ def _fuse_in_place(
     for start in range(0, groups, step):
         part = slice(start, start + step)
         own = logits5[:, part]
-        peak = own.amax(2).clamp_min_(0).mul_(LOG2_E)
-        total = torch.exp2(-peak)
+        shift = own.amax(2).clamp_min_(0).mul_(-LOG2_E)  # keeps exp2() in range, as in any softmax
+        total = torch.exp2(shift)
         fused = torch.mul(z5[:, part], total.unsqueeze(2), out=out5[:, part])
-        weight = torch.empty_like(peak)
-        peak -= torch.log2(strength)
+        shift += torch.log2(strength)
+        weight = torch.empty_like(shift)
         for i in range(k * k):
-            torch.mul(own[:, :, i], LOG2_E, out=weight).sub_(peak).exp2_()
+            torch.add(shift, own[:, :, i], alpha=LOG2_E, out=weight).exp2_()
             dy, dx = i // k - k // 2, i % k - k // 2
             here = (..., slice(max(0, -dy), height - max(0, dy)), slice(max(0, -dx), width - max(0, dx)))
             there = (..., slice(max(0, dy), height + min(0, dy)), slice(max(0, dx), width + min(0, dx)))
