@@ -66,7 +66,7 @@ def run(
     model = load_task(task, adapter)
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Speed(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         bar = progress.add_task(source.name, total=None)
         result = run_video(
             model,
@@ -102,7 +102,7 @@ def demo(
     from unflicker.report import table
 
     console = Console(stderr=True)
-    with Progress(console=console, transient=True) as progress:
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         bars: dict[str, TaskID] = {}
 
         def show(what: str, done: int, total: int) -> None:

@@ -1,8 +1,8 @@
 """Video files and folders of images, read and written frame by frame with exact times and colours."""
 
-from .base import Frame, Reader, VideoInfo, Writer
-from .reader import FolderReader, VideoReader, open_reader
-from .writer import FolderWriter, VideoWriter, open_writer
+from unflicker.video.base import Frame, Reader, VideoInfo, Writer
+from unflicker.video.reader import FolderReader, VideoReader, open_reader
+from unflicker.video.writer import FolderWriter, VideoWriter, open_writer
 
 __all__ = [
     "FolderReader",

@@ -15,7 +15,7 @@ import av
 import numpy as np
 from torch import Tensor
 
-from ..checks import InputError
+from unflicker.checks import InputError
 
 # Colour is described with the code points of ITU-T H.273, as ffmpeg and every container do.
 UNSPECIFIED = 2

@@ -22,8 +22,8 @@ from av.video.codeccontext import VideoCodecContext
 from av.video.reformatter import Interpolation, VideoReformatter
 from torch import Tensor
 
-from ..checks import InputError
-from .base import BT601, BT709, MATRICES, UNSPECIFIED, Frame, Reader, VideoInfo, planes
+from unflicker.checks import InputError
+from unflicker.video.base import BT601, BT709, MATRICES, UNSPECIFIED, Frame, Reader, VideoInfo, planes
 
 # An image's extension and the decoder for it; EXR is read through OpenEXR, for ffmpeg clips it at 1.
 IMAGES = {

@@ -22,8 +22,8 @@ from av.video.codeccontext import VideoCodecContext
 from av.video.reformatter import Interpolation, VideoReformatter
 from torch import Tensor
 
-from ..checks import InputError, nearest
-from .base import BT601, MATRICES, UNSPECIFIED, Frame, VideoInfo, Writer, planes
+from unflicker.checks import InputError, nearest
+from unflicker.video.base import BT601, MATRICES, UNSPECIFIED, Frame, VideoInfo, Writer, planes
 
 CONTAINERS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}
 PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow", "placebo")
