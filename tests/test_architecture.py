@@ -20,6 +20,7 @@ FLOORS = [
     ["functional", "state"],
     ["layers", "flow", "video", "corruptions", "losses", "networks"],
     ["stabilizers", "controllers", "regularizers", "data", "metrics"],
+    ["plans"],
     ["model"],
     ["checkpoint", "export", "report"],
     ["tasks"],

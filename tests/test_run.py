@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from unflicker.checkpoint import save_adapter
 from unflicker.checks import InputError
 from unflicker.model import stabilize
 from unflicker.run import run_video
@@ -223,6 +224,14 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, arguments, words):
     assert done.returncode == 2
     assert words in done.stderr and len(done.stderr.strip().splitlines()) == 1
     assert [p.name for p in tmp_path.iterdir()] == ["in.mp4"]
+
+
+def test_an_adapter_of_another_base_is_refused(tmp_path):
+    model = stabilize(nn.Conv2d(3, 3, 1), {"": EMA(0.1)}, example=torch.zeros(1, 3, 8, 8))
+    save_adapter(model, tmp_path / "other")
+    done = command("run", make(tmp_path / "in.mp4", 2), tmp_path / "out.mp4", "--adapter", tmp_path / "other")
+    assert done.returncode == 2 and "made for another base, a Conv2d: weight is missing" in done.stderr
+    assert not (tmp_path / "out.mp4").exists()
 
 
 def test_an_existing_output_is_kept(tmp_path):

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from unflicker.checks import InputError
 from unflicker.controllers import Controller
 from unflicker.layers import parse
-from unflicker.model import Site, StabilizedModel
+from unflicker.model import StabilizedModel
+from unflicker.plans import Site
 from unflicker.stabilizers import describe, from_description
 
 FORMAT = 1

@@ -107,8 +107,8 @@ def _fuse_in_place(
     height, width = z.shape[-2:]
     groups = logits.shape[1] // (k * k)
     out = torch.empty_like(z)
-    channels_last = z.is_contiguous(memory_format=torch.channels_last)
-    step = groups if channels_last else max(1, 2**18 // (height * width))
+    in_cache = groups if z.is_contiguous(memory_format=torch.channels_last) else 2**18 // (height * width)
+    step = max(1, min(in_cache, groups // 2))  # half of them at most, which bounds the memory
     out5, z5, past5, logits5 = (v.unflatten(1, (groups, -1)) for v in (out, z, past, logits))
     for start in range(0, groups, step):
         part = slice(start, start + step)

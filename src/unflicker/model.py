@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,26 +15,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from unflicker.checks import InputError
 from unflicker.controllers import Controller
-from unflicker.layers import Address, evaluating, find, freeze, is_glob, map_tensors, parse, pick, put
-from unflicker.stabilizers import Layout, Stabilizer, from_map, to_map
+from unflicker.layers import evaluating, freeze, map_tensors, pick, put
+from unflicker.plans import Plan, Site, pick_input, probe, resolve, shown, where_is
+from unflicker.stabilizers import Stabilizer, from_map, to_map
 from unflicker.state import State, part, restart, under
 
-Plan = Mapping[str, Stabilizer | None]
 Controllers = Controller | tuple[Controller, ...]
-
-
-@dataclass(frozen=True)
-class Site:
-    """One place where a stabilizer sits, as the example frame showed it."""
-
-    address: Address
-    layout: Layout
-    shape: tuple[int, ...]
-    """What the layer gave for the example, without the batch axis."""
-
-    @property
-    def channels(self) -> int:
-        return {"map": self.shape[0], "plane": 1}.get(self.layout, self.shape[-1])
 
 
 @dataclass
@@ -82,12 +67,12 @@ def stabilize(
     True
     """
     if example.ndim != 4 or not example.is_floating_point():
-        raise InputError(f"example must be frames (B, C, H, W) of a floating type, got {_shown(example)}.")
-    choices = _resolve(base, plan)
+        raise InputError(f"example must be frames (B, C, H, W) of a floating type, got {shown(example)}.")
+    choices = resolve(base, plan)
     if controller is not None and not any(choice.template.uses_controller for choice in choices.values()):
         raise InputError("A controller was given, but nothing in the plan listens to one: leave it out.")
     with evaluating(base):
-        sites = _probe(base, choices, example)
+        sites = probe(base, choices, example)
     model = StabilizedModel(
         base,
         {site: choices[site.address].template for site in sites},
@@ -129,7 +114,7 @@ class StabilizedModel(nn.Module):
             try:
                 stabilizer.build(site.channels, site.layout, tuple(c.width for c in controllers))
             except InputError as error:
-                raise InputError(f"{_where(site.address)}: {error}") from None
+                raise InputError(f"{where_is(site.address)}: {error}") from None
             self.stabilizers[_module_name(site.address.key)] = stabilizer
             self._state_names[site.address.key] = frozenset(stabilizer.fresh(torch.zeros(1, site.channels, 1, 1)))
         hosts = {key: base.get_submodule(site.address.layer) for key, site in self.sites.items()}
@@ -196,7 +181,7 @@ class StabilizedModel(nn.Module):
                 self._call = None
             missing = [key for key in self.sites if key not in call.done]
             if missing:
-                where = _where(self.sites[missing[0]].address)
+                where = where_is(self.sites[missing[0]].address)
                 raise InputError(f"{where} did not run in this forward pass; take it out of the plan.")
             following = call.following
         return (map_tensors(partial(_unfold, x.shape[:2]), y) if clip else y), following
@@ -292,16 +277,16 @@ class StabilizedModel(nn.Module):
     ) -> _Call:
         """Check the arguments, bring them to (B, T, ...), and let the controllers look at the frames."""
         if x.ndim not in (4, 5) or not x.is_floating_point() or 0 in x.shape:
-            raise InputError(f"x must be frames (B, C, H, W) or clips (B, T, C, H, W) of floats, got {_shown(x)}.")
+            raise InputError(f"x must be frames (B, C, H, W) or clips (B, T, C, H, W) of floats, got {shown(x)}.")
         if x.shape[-3] != self.frame_shape[0]:
-            raise InputError(f"x must have {self.frame_shape[0]} channels, as the example had, got {_shown(x)}.")
+            raise InputError(f"x must have {self.frame_shape[0]} channels, as the example had, got {shown(x)}.")
         streams, frames = x.shape[0], x.shape[1] if x.ndim == 5 else 1
         if guide is not None and guide.shape != x.shape:
-            raise InputError(f"guide must be shaped as x, {tuple(x.shape)}, got {_shown(guide)}.")
+            raise InputError(f"guide must be shaped as x, {tuple(x.shape)}, got {shown(guide)}.")
         if mask is not None:
             expected = (*x.shape[:-3], 1, *x.shape[-2:])
             if mask.shape != expected:
-                raise InputError(f"mask must be {expected}: one channel, else as x; got {_shown(mask)}.")
+                raise InputError(f"mask must be {expected}: one channel, else as x; got {shown(mask)}.")
             mask = mask.view(streams, frames, 1, *x.shape[-2:])
         if state and "size" not in state:
             raise InputError("The state comes from another model, or none: it has no entry 'size'.")
@@ -352,7 +337,7 @@ class StabilizedModel(nn.Module):
 
     def _pick(self, key: str, value: Any) -> Tensor:
         address = self.sites[key].address
-        return pick(value, address.selector, _where(address))
+        return pick(value, address.selector, where_is(address))
 
     def _on_output(self, key: str, module: nn.Module, args: Any, output: Any) -> Any:
         if self._call is None:
@@ -363,7 +348,7 @@ class StabilizedModel(nn.Module):
         if self._call is None:
             return None
         address = self.sites[key].address
-        z = self._stabilized(key, _pick_input(address, args, kwargs))
+        z = self._stabilized(key, pick_input(address, args, kwargs))
         if address.selector and not address.selector.isdigit():
             return args, {**kwargs, address.selector: z}
         return put(args, address.selector or "0", z), kwargs
@@ -374,19 +359,21 @@ class StabilizedModel(nn.Module):
         assert call is not None
         if key in call.done:
             raise InputError(
-                f"{_where(site.address)} runs more than once in a forward pass; stabilize a layer around it."
+                f"{where_is(site.address)} runs more than once in a forward pass; stabilize a layer around it."
             )
         call.done.add(key)
         stabilizer = self.stabilizers[_module_name(key)]
         maps = to_map(z, site.layout).unflatten(0, (call.streams, call.frames))
         own = part(call.state, key) if call.state else stabilizer.fresh(maps[:, 0])
         if own.keys() != self._state_names[key]:
-            raise InputError(f"{_where(site.address)} does not find its own in the state: it comes from another model.")
+            raise InputError(
+                f"{where_is(site.address)} does not find its own in the state: it comes from another model."
+            )
         past = next(value for name, value in own.items() if name.endswith("past"))
         if past.shape != maps[:, 0].shape:
             raise InputError(
-                f"{_where(site.address)} is {tuple(maps[:, 0].shape)}, but the state holds {tuple(past.shape)} for it: "
-                "it comes from another model."
+                f"{where_is(site.address)} is {tuple(maps[:, 0].shape)}, but the state holds {tuple(past.shape)} "
+                "for it: it comes from another model."
             )
         size = (maps.shape[-2], maps.shape[-1]) if site.layout in ("map", "plane") else None
         results = []
@@ -411,149 +398,10 @@ class StabilizedModel(nn.Module):
         return result
 
 
-@dataclass(frozen=True)
-class _Choice:
-    template: Stabilizer
-    by_glob: bool
-
-
-def _resolve(base: nn.Module, plan: Plan) -> dict[Address, _Choice]:
-    """Turn a plan's names and globs into the layers they mean."""
-    chosen: dict[Address, _Choice | None] = {}
-    exact: set[Address] = set()
-    if not isinstance(plan, Mapping) or not plan:
-        found = "an empty one" if isinstance(plan, Mapping) else type(plan).__name__
-        raise InputError(f'A plan says where to put what, as {{"": EMA(0.1)}} does for the output; got {found}.')
-    for text, template in plan.items():
-        if isinstance(template, type) and issubclass(template, Stabilizer):
-            raise InputError(f"The plan gives the class {template.__name__} for {text!r}; write {template.__name__}().")
-        if template is not None and not isinstance(template, Stabilizer):
-            raise InputError(f"The plan gives {type(template).__name__} for {text!r}; it must be a stabilizer or None.")
-        pattern = parse(text)
-        by_glob = is_glob(pattern.layer)
-        for name in find(base, pattern.layer) if pattern.layer else [""]:
-            address = pattern._replace(layer=name)
-            if by_glob and address in exact:
-                continue
-            if not by_glob:
-                exact.add(address)
-            chosen[address] = None if template is None else _Choice(template, by_glob)
-    kept = {address: choice for address, choice in chosen.items() if choice}
-    if not kept:
-        raise InputError("The plan leaves out every layer it names: give at least one a stabilizer.")
-    return kept
-
-
-def _probe(base: nn.Module, choices: Mapping[Address, _Choice], example: Tensor) -> list[Site]:
-    """Run the example once and return the sites in the order they run.
-
-    A layer named in full that cannot be stabilized is an error. One that a glob swept up is left out with a warning,
-    silently if it is a container or only passes on what a layer inside it returned.
-    """
-    seen: dict[Address, list[Any]] = {}
-    order: list[Address] = []
-
-    def note(address: Address, value: Any) -> None:
-        seen.setdefault(address, []).append(value)
-        order.append(address)
-
-    handles = []
-    for address in choices:
-        if not address.layer:
-            if address.is_input:
-                note(address, ((example,), {}))
-            continue
-        layer = base.get_submodule(address.layer)
-        if address.is_input:
-            hook = lambda m, args, kwargs, a=address: note(a, (args, kwargs))  # noqa: E731
-            handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
-        else:
-            handles.append(layer.register_forward_hook(lambda m, args, output, a=address: note(a, output)))
-    try:
-        with torch.no_grad():
-            output = base(example)
-    finally:
-        for handle in handles:
-            handle.remove()
-    for address in choices:
-        if not address.layer and not address.is_input:
-            note(address, output)
-    sites, skipped, claimed = [], [], set()
-    for address in [*dict.fromkeys(order), *(a for a in choices if a not in seen)]:
-        container = type(base.get_submodule(address.layer)).forward is nn.Module.forward
-        try:
-            site, z = _site(address, seen.get(address, []), example, choices[address].template.layout)
-        except InputError as error:
-            if not choices[address].by_glob:
-                raise
-            if not container:
-                skipped.append(str(error))
-            continue
-        if choices[address].by_glob and id(z) in claimed:
-            continue
-        claimed.add(id(z))
-        sites.append(site)
-    if not sites:
-        raise InputError(
-            skipped[0] if skipped else "The plan matches only containers that never run; name other layers."
-        )
-    if skipped:
-        warnings.warn(f"Left out of the plan: {' '.join(skipped)}", stacklevel=3)
-    return sites
-
-
-def _site(address: Address, values: list[Any], example: Tensor, layout: Layout) -> tuple[Site, Tensor]:
-    where = _where(address)
-    if not values:
-        raise InputError(f"{where} never runs when the network is called; take it out of the plan.")
-    if len(values) > 1:
-        raise InputError(f"{where} runs more than once in a forward pass; stabilize a layer around it.")
-    z = _pick_input(address, *values[0]) if address.is_input else pick(values[0], address.selector, where)
-    if not z.is_floating_point() or z.ndim not in (2, 3, 4):
-        raise InputError(
-            f"{where} gives {_shown(z)}; stabilizers take floats (B, C, H, W), (B, H, W), (B, N, C), (B, C)."
-        )
-    if z.shape[0] != example.shape[0]:
-        raise InputError(
-            f"{where} gives {_shown(z)} for {example.shape[0]} frames: it folds something into the batch; "
-            "stabilize a layer around it."
-        )
-    if layout == "auto":
-        layout = _layout(z, example, at_output=not address.layer)
-    axes = {"map": 4, "plane": 3, "tokens": 3, "vector": 2}[layout]
-    if z.ndim != axes:
-        raise InputError(f"{where} gives {_shown(z)}, which is no {layout}: that has {axes} axes.")
-    return Site(address, layout, tuple(z.shape[1:])), z
-
-
-def _layout(z: Tensor, example: Tensor, *, at_output: bool) -> Layout:
-    """Tell planes (B, H, W) from tokens (B, N, C): a plane is the frame's size, or that divided by a power of two.
-
-    At the network's output it is enough that the proportions are nearly the frame's.
-    """
-    if z.ndim != 3:
-        return "map" if z.ndim == 4 else "vector"
-    (h, w), (height, width) = z.shape[1:], example.shape[-2:]
-    exact = any((h, w) == (height // 2**i, width // 2**i) for i in range(6))
-    return "plane" if exact or (at_output and 0.9 < h * width / (w * height) < 1.1) else "tokens"
-
-
-def _pick_input(address: Address, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """Take a layer's input: by number among those passed by position (the first unless told), or by keyword."""
-    selector = address.selector or "0"
-    if not address.selector and not args:
-        raise InputError(
-            f"{_where(address)} is passed by keyword; name it, as in "
-            + " or ".join(f'"in:{address.layer}::{name}"' for name in list(kwargs)[:4])
-            + "."
-        )
-    return pick(args if selector.isdigit() else kwargs, selector, _where(address))
-
-
 def _per_frame(name: str, value: Tensor, streams: int, frames: int, *, first_only: bool = False) -> Tensor:
     """Bring (), (B,) or (B, T) to (B, T)."""
     if value.shape not in ((), (streams,), (streams, frames)):
-        raise InputError(f"{name} must be a scalar, ({streams},) or ({streams}, {frames}), got {_shown(value)}.")
+        raise InputError(f"{name} must be a scalar, ({streams},) or ({streams}, {frames}), got {shown(value)}.")
     if value.ndim == 2:
         return value
     value = value.expand(streams)[:, None]
@@ -573,15 +421,6 @@ def _module_name(key: str) -> str:
 
 def _parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
-
-
-def _where(address: Address) -> str:
-    side = "input" if address.is_input else "output"
-    return f"The {side} of layer {address.layer!r}" if address.layer else f"The network's {side}"
-
-
-def _shown(value: Tensor) -> str:
-    return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
 
 
 def _percent(share: float, whole: float) -> str:

@@ -76,7 +76,7 @@ def load_network(name: str) -> nn.Module:
     network = find_task(name).network()
     network.load_state_dict(load_file(str(WEIGHTS / f"{name}.safetensors")))
     # Convolutions on a CPU are a quarter faster on channels-last weights.
-    return network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    return network.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def load_task(name: str, adapter: str | Path = "default") -> StabilizedModel:
