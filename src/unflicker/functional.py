@@ -83,52 +83,62 @@ def spatial_fusion(
 def _fuse_out_of_place(
     z: Tensor, past: Tensor, logits: Tensor, seen: Tensor, strength: Tensor, k: int, paper_exact: bool
 ) -> Tensor:
-    """The form for autograd and for graphs: pad once, add up shifted views."""
+    """The form for autograd and for graphs: weights first, in one tensor, then a sum over shifted views."""
     height, width = z.shape[-2:]
     groups = logits.shape[1] // (k * k)
-    logits = logits.unflatten(1, (groups, k * k))
-    peak = logits.amax(2).clamp_min(0)  # keeps exp() in range, as in any softmax
-    total = torch.exp(-peak)
-    fused = z.unflatten(1, (groups, -1)) * total.unsqueeze(2)
-    past = F.pad(past, (k // 2,) * 4).unflatten(1, (groups, -1))
+    windows = [(..., slice(i // k, i // k + height), slice(i % k, i % k + width)) for i in range(k * k)]
     seen = F.pad(seen, (k // 2,) * 4, value=float(paper_exact))
-    for i in range(k * k):
-        rows, columns = slice(i // k, i // k + height), slice(i % k, i % k + width)
-        weight = torch.exp(logits[:, :, i] - peak) * strength
-        total = total + weight * seen[..., rows, columns]
-        fused = fused + weight.unsqueeze(2) * past[..., rows, columns]
-    return (fused / total.unsqueeze(2)).flatten(1, 2)
+    logits = logits.unflatten(1, (groups, k * k))
+    peak = logits.amax(2, keepdim=True).clamp_min(0)  # keeps exp() in range, as in any softmax
+    weights = torch.cat([torch.exp(logits - peak) * strength.unsqueeze(2), torch.exp(-peak)], 2)
+    counted = torch.stack([*(seen[window] for window in windows), torch.ones_like(z[:, :1])], 2)
+    weights = weights / (weights * counted).sum(2, keepdim=True)
+    if 1 < groups < z.shape[1]:
+        weights = weights.repeat_interleave(z.shape[1] // groups, 1)
+    past = F.pad(past, (k // 2,) * 4)
+    fused = z * weights[:, :, k * k]
+    for i, window in enumerate(windows):
+        fused = fused + weights[:, :, i] * past[window]
+    return fused
 
 
 def _fuse_in_place(
     z: Tensor, past: Tensor, logits: Tensor, seen: Tensor, strength: Tensor, k: int, paper_exact: bool
 ) -> Tensor:
-    """The form for inference: the same sums into one buffer, a few groups at a time so that they stay in cache."""
+    """The form for inference: the same sums into one buffer, a few planes at a time so that they stay in cache."""
     height, width = z.shape[-2:]
     groups = logits.shape[1] // (k * k)
+    if groups > 1:  # in channels-last every kernel's logits are scattered
+        z, past, logits = z.contiguous(), past.contiguous(), logits.contiguous()
+    planes = max(1, 2**18 // (height * width))
+    some_channels = planes if z.is_contiguous() else z.shape[1]  # channels-last has a pixel's channels together
+    some_groups = max(1, min(planes, groups // (2 * k * k)))  # which bounds the memory for their weights
     out = torch.empty_like(z)
-    in_cache = groups if z.is_contiguous(memory_format=torch.channels_last) else 2**18 // (height * width)
-    step = max(1, min(in_cache, groups // 2))  # half of them at most, which bounds the memory
-    out5, z5, past5, logits5 = (v.unflatten(1, (groups, -1)) for v in (out, z, past, logits))
-    for start in range(0, groups, step):
-        part = slice(start, start + step)
-        own = logits5[:, part]
-        shift = own.amax(2).clamp_min_(0).mul_(-LOG2_E)  # keeps exp2() in range, as in any softmax
-        total = torch.exp2(shift)
-        fused = torch.mul(z5[:, part], total.unsqueeze(2), out=out5[:, part])
-        shift += torch.log2(strength)
-        weight = torch.empty_like(shift)
-        for i in range(k * k):
-            torch.add(shift, own[:, :, i], alpha=LOG2_E, out=weight).exp2_()
-            dy, dx = i // k - k // 2, i % k - k // 2
+    out, z, past, logits = (v.unflatten(1, (groups, -1)) for v in (out, z, past, logits))
+    shared = z.shape[2] > k * k  # then it is less work to divide the weights than the result
+    shifts = []
+    for i in range(k * k):
+        dy, dx = i // k - k // 2, i % k - k // 2
+        if abs(dy) < height and abs(dx) < width:
             here = (..., slice(max(0, -dy), height - max(0, dy)), slice(max(0, -dx), width - max(0, dx)))
             there = (..., slice(max(0, dy), height + min(0, dy)), slice(max(0, dx), width + min(0, dx)))
-            if paper_exact:
-                total += weight
-            if abs(dy) >= height or abs(dx) >= width:
-                continue
-            if not paper_exact:
-                total[here].addcmul_(weight[here], seen[there])
-            fused[here].addcmul_(weight[here].unsqueeze(2), past5[:, part][there])
-        fused.div_(total.unsqueeze(2))
-    return out
+            shifts.append((i, here, there))
+    for group in range(0, groups, some_groups):
+        part = slice(group, group + some_groups)
+        shift = logits[:, part].amax(2, keepdim=True).clamp_min_(0).mul_(-LOG2_E)  # keeps exp2() in range
+        present = torch.exp2(shift)
+        weights = torch.add(shift + torch.log2(strength).unsqueeze(2), logits[:, part], alpha=LOG2_E).exp2_()
+        total = present + weights.sum(2, keepdim=True) if paper_exact else present.clone()
+        for i, here, there in () if paper_exact else shifts:
+            total[:, :, 0][here].addcmul_(weights[:, :, i][here], seen[there])
+        if shared:
+            present /= total
+            weights /= total
+        for channel in range(0, z.shape[2], some_channels):
+            where = (slice(None), part, slice(channel, channel + some_channels))
+            fused, then = torch.mul(z[where], present, out=out[where]), past[where]
+            for i, here, there in shifts:
+                fused[here].addcmul_(weights[:, :, i : i + 1][here], then[there])
+            if not shared:
+                fused /= total
+    return out.flatten(1, 2)
