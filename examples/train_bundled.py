@@ -115,7 +115,8 @@ def train_spatial(out: Path, training: list[Path], validation: list[Tensor], ste
 
 
 def train_learned_ema(out: Path, training: list[Path], validation: list[Tensor], steps: int) -> None:
-    plan = {"": LearnedEMA()}
+    blocks = ("encoders.*.*", "middle_blks.*", "decoders.*.*", "")  # the paper's sites: every block, and the output
+    plan = {layer: LearnedEMA() for layer in blocks}
     model = stabilize(_base(out), plan, example=torch.zeros(1, 3, 192, 320))
     train_adapter(model, out / "denoise" / "learned-ema", training, validation, steps, rate=1e-2)
 

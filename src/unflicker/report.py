@@ -173,9 +173,9 @@ def table(rows: Sequence[Row]) -> Table:
     """Make a table of what was measured, with each number's change against the base beside it."""
     from rich.table import Table
 
-    result = Table(caption="Instability and its error are RMS per value, of 1; in brackets the change against base.")
+    result = Table(caption="TDE: temporal-difference error. RMS per value, of 1; in brackets the change against base.")
     result.add_column("")
-    for heading in ("PSNR (dB)", "instability", "temporal-difference error", "ms per frame"):
+    for heading in ("PSNR (dB)", "instability", "TDE", "ms per frame"):
         result.add_column(heading, justify="right")
     for row in rows:
         change = row["change"] or {}

@@ -16,6 +16,7 @@ SCENES = ("motorcycle", "astronaut", "coffee", "rocket")
 
 FIELD = 0.72  # share of the photograph that is in view; the rest is room to move in
 PERIOD = 168  # frames of one pan forth and back
+REST, START = 24, 12  # frames in which the camera stays where it is, but for the hand's shake, and gathers speed
 FINE = 3  # samples per output pixel, along each axis
 BLUR = 0.5  # standard deviation of a pixel's aperture, in pixels: 0.3 is left at Nyquist, 0.007 at twice that
 
@@ -25,13 +26,13 @@ def demo_clip(
 ) -> Tensor:
     """Film a photograph with a hand-held camera while a picture of a cat is carried past: (T, 3, H, W) in [0, 1].
 
-    The camera pans, zooms and rolls a little and shakes; the picture occludes what is behind it. Things move 1 to 4
-    pixels a frame at 320 x 192, as at 24 to 30 frames a second; the field of view is the same at every size. In
+    The camera rests for a second, then pans, zooms and rolls a little, and shakes all the time; the picture occludes
+    what is behind it. Things move up to 4 pixels a frame at 320 x 192; the field of view is the same at every size. In
     "motorcycle", a stereo pair, the camera also travels sideways, and each point moves by its measured depth. There
     is no cut, no noise but the photographs' own, and positions are exact to a fraction of a pixel.
 
     Args:
-        frames: how many; the camera pans forth in 84 and back in 84.
+        frames: how many; the camera pans forth in 84 and back in 84, after a rest of 24.
         height: of a frame, in pixels.
         width: of a frame, in pixels.
         seed: of the shake and the timing.
@@ -57,7 +58,7 @@ def demo_clip(
     rows, columns = _sample_positions(height, width)
     clip = torch.empty(frames, 3, height, width)
     for t in range(frames):
-        pans = begin + t / PERIOD  # how many, forth and back, up to now
+        pans = begin + _travelled(t) / PERIOD  # how many, forth and back, up to now
         turn = 2 * math.pi * pans
         across = -math.cos(turn)  # from -1, the left end of the pan, to 1
         shake_x, shake_y, shake_roll = _shake(t, phases)
@@ -67,9 +68,10 @@ def demo_clip(
         y = zoom * y + middle_y + 0.3 * spare_y * math.sin(0.7 * turn) + step * width / 320 * shake_y
         samples = photo.seen_from(0.5 + 0.45 * across, x, y)
         # The cat goes against the pan, to cross the frame, and sways as it is carried.
-        x = x - middle_x - 0.85 * step * width * (0.24 - pans)
-        y = y - middle_y - 0.03 * step * height * math.sin(9 * turn)
-        x, y = _turned(x, y, 0.07 * math.sin(4 * turn + 1))
+        x = x - middle_x - 0.85 * step * width * (0.24 - begin - t / PERIOD)
+        swing = 2 * math.pi * t / PERIOD
+        y = y - middle_y - 0.03 * step * height * math.sin(9 * swing)
+        x, y = _turned(x, y, 0.07 * math.sin(4 * swing + 1))
         samples = _with_print(samples, cat, x, y, size=0.25 * step * width, edge=zoom / FINE)
         clip[t] = _expose(samples)
     return clip.clamp_(0, 1)
@@ -193,6 +195,12 @@ def _expose(samples: Tensor) -> Tensor:
 def _turned(x: Tensor, y: Tensor, angle: float) -> tuple[Tensor, Tensor]:
     cos, sin = math.cos(angle), math.sin(angle)
     return cos * x - sin * y, sin * x + cos * y
+
+
+def _travelled(t: int) -> float:
+    """Return how many frames' worth of its full speed the camera has moved at frame t."""
+    moving = max(0, t - REST)
+    return moving**2 / (2 * START) if moving < START else moving - START / 2
 
 
 def _shake(t: int, phases: np.ndarray) -> list[float]:
