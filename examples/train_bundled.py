@@ -7,7 +7,7 @@ network fine-tuned for 0.6, `spatial` and `learned-ema` are adapters for the fro
 take about an hour, ten minutes, half an hour and ten minutes. Copy the result over src/unflicker/weights to ship it.
 
 The clips named in TEST are never touched, those in VALIDATION only measured on. In a folder that has none of these
-names every fifth clip is for validation.
+names the last fifth of the clips is for validation.
 """
 
 from __future__ import annotations
@@ -48,9 +48,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="instead of each stage's own number, to try things out")
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # small crops: a second thread costs more than it gives
-    videos = find_videos(arguments.clips)
-    held_out = [v for v in videos if v.stem in VALIDATION] or videos[4::5]
-    training = [v for v in videos if v not in held_out and v.stem not in TEST]
+    videos = [video for video in find_videos(arguments.clips) if video.stem not in TEST]
+    if len(videos) < 2:
+        raise SystemExit(f"{arguments.clips} needs two videos or more: one to train on, one to measure on.")
+    held_out = [video for video in videos if video.stem in VALIDATION] or videos[-max(1, len(videos) // 5) :]
+    training = [video for video in videos if video not in held_out]
     validation = [read_clip(v, size=(192, 320), frames=40).float() / 255 for v in held_out]
     arguments.out.mkdir(parents=True, exist_ok=True)
     for stage in arguments.stage:
@@ -115,8 +117,7 @@ def train_spatial(out: Path, training: list[Path], validation: list[Tensor], ste
 
 
 def train_learned_ema(out: Path, training: list[Path], validation: list[Tensor], steps: int) -> None:
-    blocks = ("encoders.*.*", "middle_blks.*", "decoders.*.*", "")  # the paper's sites: every block, and the output
-    plan = {layer: LearnedEMA() for layer in blocks}
+    plan = {"": LearnedEMA()}
     model = stabilize(_base(out), plan, example=torch.zeros(1, 3, 192, 320))
     train_adapter(model, out / "denoise" / "learned-ema", training, validation, steps, rate=1e-2)
 

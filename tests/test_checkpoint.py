@@ -80,7 +80,7 @@ def test_round_trip_of_every_setting(dict_net, clip, make_lively, tmp_path):
     save_adapter(model, tmp_path / "adapter")
     loaded = load_adapter(untouched, tmp_path / "adapter")
     assert [c.settings() for c in loaded.controllers] == [c.settings() for c in model.controllers]
-    assert list(loaded.sites.values()) == list(model.sites.values())
+    assert list(loaded.places.values()) == list(model.places.values())
     same(loaded(clip)[0], model(clip)[0])
 
 
@@ -298,7 +298,7 @@ def test_a_save_interrupted_at_any_step(adapter, clip):
         interrupt_after.clear()
         if folder.exists():
             assert files(folder) == ["README.md", "adapter.json", "adapter.safetensors"], f"interrupted at step {step}"
-            found.append(len(load_adapter(copy.deepcopy(base), folder).sites))
+            found.append(len(load_adapter(copy.deepcopy(base), folder).places))
     assert step > 5 and set(found) == {2, 1} and found == sorted(found, reverse=True)
 
 

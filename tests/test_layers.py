@@ -128,7 +128,8 @@ def test_freeze(norm_net):
 
 def kinds(model):
     return {
-        str(site.address): type(model.stabilizers[key.replace(".", "/")]).__name__ for key, site in model.sites.items()
+        str(place.address): type(model.stabilizers[key.replace(".", "/")]).__name__
+        for key, place in model.places.items()
     }
 
 

@@ -16,8 +16,10 @@ from torch import Tensor, nn
 
 from unflicker.checkpoint import save_adapter
 from unflicker.checks import InputError
+from unflicker.corruptions.noise import gaussian_noise
+from unflicker.data.synthetic import demo_clip
 from unflicker.model import stabilize
-from unflicker.run import run_video
+from unflicker.run import _read_ahead, _with_cuts, _WriteBehind, run_video
 from unflicker.stabilizers import EMA
 from unflicker.video import Frame, VideoInfo, open_reader, open_writer
 
@@ -133,7 +135,7 @@ def test_a_change_of_size_is_a_new_video_brought_to_the_first_size(tmp_path):
             writer.write(Frame(torch.full((3, height, width), 0.2 * (i + 1)), 0, 1 / RATE))
         folder.mkdir(exist_ok=True)
         next(one.iterdir()).rename(folder / f"{i}.png")
-    result = run_video(averaging(0.9), folder, tmp_path / "out", scene_cuts=False)
+    result = run_video(averaging(0.9), folder, tmp_path / "out")
     last = read(tmp_path / "out")[-1].data
     assert result.resized == 1 and last.shape == (3, 24, 32)
     assert (last - 0.6).abs().max() < 1 / 255  # not blended with the frames before
@@ -156,9 +158,53 @@ def test_a_pixel_that_is_no_number_is_filled_from_the_past(tmp_path):
     for pixels in channels.values():
         pixels[4, 4] = np.nan
     OpenEXR.File({}, channels).write(str(name))
-    run_video(averaging(), tmp_path / "in", tmp_path / "out", scene_cuts=False)
+    run_video(averaging(), tmp_path / "in", tmp_path / "out")
     for frame in read(tmp_path / "out"):
         assert torch.equal(frame.data, torch.full((3, 16, 16), 0.25))
+
+
+@pytest.mark.parametrize("sigma", [0.1, 0.2, 0.6])
+def test_noise_is_no_scene_cut_and_a_cut_in_noise_is_one(sigma):
+    shots = [demo_clip(4, scene=scene) for scene in ("motorcycle", "rocket")]
+    noisy = gaussian_noise(torch.cat(shots), sigma, seed=0)
+    frames = [Frame(data, t, 1 / RATE) for t, data in enumerate(noisy)]
+    assert [cut for _, cut in _with_cuts(frames)] == [False] * 4 + [True] + [False] * 3
+
+
+def test_a_frame_of_nothing_but_nan_is_no_scene_cut():
+    frames = [Frame(torch.full((3, 24, 32), value), t, 1 / RATE) for t, value in enumerate([0.5, float("nan"), 0.5])]
+    assert not any(cut for _, cut in _with_cuts(frames))
+
+
+def test_a_folder_is_not_replaced_by_itself(tmp_path):
+    with open_writer(tmp_path / "in", VideoInfo(8, 8, RATE, 1 / RATE, is_folder=True)) as writer:
+        writer.write(Frame(torch.zeros(3, 8, 8), 0, 1 / RATE))
+    with pytest.raises(InputError, match="Input and output are both"):
+        run_video(averaging(), tmp_path / "in", tmp_path / "in", overwrite=True)
+
+
+def test_an_error_while_writing_stops_the_run(tmp_path):
+    class Full(list):
+        def write(self, frame: Frame) -> None:
+            raise InputError("no space left")
+
+    frames = [Frame(torch.zeros(3, 8, 8), t, 1 / RATE) for t in range(20)]
+    with pytest.raises(InputError, match="no space left"), _WriteBehind(Full()) as behind:  # type: ignore[arg-type]
+        for frame in frames:
+            behind.put(frame)
+
+
+def test_an_error_while_reading_arrives_in_order():
+    def items():
+        yield 1
+        yield 2
+        raise InputError("broken")
+
+    seen = []
+    with pytest.raises(InputError, match="broken"):
+        for item in _read_ahead(items()):
+            seen.append(item)
+    assert seen == [1, 2]
 
 
 def test_an_error_leaves_nothing_behind(tmp_path):
@@ -257,7 +303,7 @@ def test_ctrl_c_leaves_nothing_that_looks_complete(tmp_path):
     arguments = [sys.executable, "-m", "unflicker", "run", str(source), str(tmp_path / "out.mp4"), "--adapter", "ema"]
     process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, start_new_session=True)
     deadline = time.monotonic() + 120
-    while not (tmp_path / "out.mp4.part").exists():
+    while not list(tmp_path.glob("out.mp4.*.part")):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
     time.sleep(0.5)

@@ -457,8 +457,8 @@ def test_parameters_of_the_papers_denoiser(template, k, millions):
         model = stabilize(base, plan, controller=Controller.paper(), example=torch.rand(1, 3, 32, 32))
     assert sum(p.numel() for p in base.parameters()) == pytest.approx(29.16e6, abs=5e3)
     channels = [32] * 2 + [64] * 2 + [128] * 4 + [256] * 8 + [512] * 12 + [256] * 2 + [128] * 2 + [64] * 2 + [32] * 2
-    assert len(model.sites) == len(channels) + 1 == 37
-    assert [site.channels for site in model.sites.values()] == [*channels, 3]
+    assert len(model.places) == len(channels) + 1 == 37
+    assert [place.channels for place in model.places.values()] == [*channels, 3]
     added = sum(p.numel() for module in (model.stabilizers, model.controllers) for p in module.parameters())
     controller = (9 * 6 * 32 + 32) + 6 * (9 * 32 * 32 + 32)
     assert added == sum(head_parameters(c, k) for c in [*channels, 3]) + controller
@@ -491,7 +491,7 @@ ANY_LAYOUT = {
 def test_other_layouts(request, net, layer, layout, template, clip, stream, make_lively):
     base = request.getfixturevalue(net)
     model = make_lively(stabilize(base, {layer: template}, example=clip[:, 0]))
-    assert [site.layout for site in model.sites.values()] == [layout]
+    assert [place.layout for place in model.places.values()] == [layout]
     one_by_one, state = stream(model, clip)
     assert one_by_one.shape == (2, 5, *base(clip[:, 0]).shape[1:])
     assert not torch.allclose(one_by_one[:, -1], base(clip[:, -1]), rtol=1e-3)
@@ -532,9 +532,9 @@ def test_planes_are_told_from_tokens_by_the_size_of_the_frame(size, layout, clip
     base = nn.Sequential(nn.AdaptiveAvgPool2d((12, 12)), Inner())
     base.append(nn.Identity())
     model = stabilize(base, {"1": EMA(0.5)}, example=clip[:, 0])
-    assert model.sites["out:1"].layout == layout
+    assert model.places["out:1"].layout == layout
     forced = stabilize(base, {"1": EMA(0.5, layout="tokens")}, example=clip[:, 0])
-    assert forced.sites["out:1"].layout == "tokens"
+    assert forced.places["out:1"].layout == "tokens"
 
 
 @torch.no_grad()

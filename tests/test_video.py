@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -710,7 +711,7 @@ def test_a_frame_of_another_size(tmp_path: Path, name: str) -> None:
 def test_nothing_is_left_after_an_exception(tmp_path: Path, name: str, error: type[BaseException]) -> None:
     with pytest.raises(error), open_writer(tmp_path / name, info()) as writer:
         writer.write(Frame(picture(), 0, TICK))
-        assert [p.name for p in tmp_path.iterdir()] == [f"{name}.part"]
+        assert [p.name for p in tmp_path.iterdir()] == [f"{name}.{os.getpid()}.part"]
         raise error
     assert list(tmp_path.iterdir()) == []
 
@@ -793,7 +794,7 @@ def test_full_disk(tmp_path: Path) -> None:
 
 
 def test_no_space_left(tmp_path: Path) -> None:
-    (tmp_path / "a.mp4.part").symlink_to("/dev/full")
+    (tmp_path / f"a.mp4.{os.getpid()}.part").symlink_to("/dev/full")
     with pytest.raises(InputError, match="No space left on device"):
         make(tmp_path / "a.mp4")
     assert list(tmp_path.iterdir()) == []

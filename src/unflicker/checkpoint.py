@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from unflicker.checks import InputError
 from unflicker.controllers import Controller
 from unflicker.layers import parse
 from unflicker.model import StabilizedModel
-from unflicker.plans import Site
+from unflicker.plans import Place
 from unflicker.stabilizers import describe, from_description
 
 FORMAT = 1
@@ -46,6 +48,16 @@ def save_adapter(model: StabilizedModel, folder: str | Path, *, notes: str = "")
 
     Raises:
         InputError: the folder holds something else.
+
+    >>> import tempfile
+    >>> from unflicker.model import stabilize
+    >>> from unflicker.stabilizers import EMA
+    >>> model = stabilize(nn.Conv2d(3, 3, 1), {"": EMA(0.1)}, example=torch.rand(1, 3, 8, 8))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_adapter(model, f"{folder}/mine")
+    ...     again = load_adapter(model.remove(), f"{folder}/mine")
+    >>> again.stabilizers["output"].decay
+    0.1
     """
     folder = Path(folder)
     if folder.exists() and not (folder / SETTINGS).exists() and (folder.is_file() or any(folder.iterdir())):
@@ -53,31 +65,35 @@ def save_adapter(model: StabilizedModel, folder: str | Path, *, notes: str = "")
     settings = {
         "format": FORMAT,
         "unflicker": _version(),
-        "base": {"class": type(model.base).__name__, "shapes": _shapes(model.base)},
+        "base": {
+            "class": type(model.base).__name__,
+            "shapes": _shapes(model.base),
+            "fingerprint": _fingerprint(model.base),
+        },
         "frame_shape": list(model.frame_shape),
         "controllers": [controller.settings() for controller in model.controllers],
         "plan": {
-            str(site.address): {
-                "layout": site.layout,
-                "shape": list(site.shape),
+            str(place.address): {
+                "layout": place.layout,
+                "shape": list(place.shape),
                 "stabilizer": describe(model.stabilizers[key.replace(".", "/")]),
             }
-            for key, site in model.sites.items()
+            for key, place in model.places.items()
         },
     }
-    part = folder.with_name(folder.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    weights = {name: value.detach().cpu().contiguous() for name, value in adapter_state_dict(model).items()}
-    save_file(weights, str(part / WEIGHTS))
-    (part / SETTINGS).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
-    (part / CARD).write_text(_card(model, folder.name, notes), encoding="utf-8")
-    old = folder.with_name(folder.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        os.replace(folder, old)
-    os.replace(part, folder)
-    shutil.rmtree(old, ignore_errors=True)
+    part, old = (folder.with_name(f"{folder.name}.{os.getpid()}.{end}") for end in ("part", "old"))
+    _tidy(folder, part, old)
+    try:
+        part.mkdir(parents=True)
+        weights = {name: value.detach().cpu().contiguous() for name, value in adapter_state_dict(model).items()}
+        save_file(weights, str(part / WEIGHTS))
+        (part / SETTINGS).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+        (part / CARD).write_text(_card(model, folder.name, notes), encoding="utf-8")
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(part, folder)
+    finally:
+        _tidy(folder, part, old)
 
 
 def load_adapter(base: nn.Module, folder: str | Path) -> StabilizedModel:
@@ -89,15 +105,19 @@ def load_adapter(base: nn.Module, folder: str | Path) -> StabilizedModel:
 
     Raises:
         InputError: the folder holds no adapter, or the adapter was made for another base; the differences are listed.
+
+    It warns if the base has the right shape but other weights. `save_adapter` has an example.
     """
     folder = Path(folder)
     settings = _read(folder)
     try:
         shapes, made_for = dict(settings["base"]["shapes"]), settings["base"]["class"]
-        sites = [Site(parse(text), entry["layout"], tuple(entry["shape"])) for text, entry in settings["plan"].items()]
+        places = [
+            Place(parse(text), entry["layout"], tuple(entry["shape"])) for text, entry in settings["plan"].items()
+        ]
         templates = {
-            site: from_description(entry["stabilizer"])
-            for site, entry in zip(sites, settings["plan"].values(), strict=True)
+            place: from_description(entry["stabilizer"])
+            for place, entry in zip(places, settings["plan"].values(), strict=True)
         }
         controllers = tuple(Controller(**controller) for controller in settings["controllers"])
         frame_shape = tuple(settings["frame_shape"])
@@ -109,7 +129,7 @@ def load_adapter(base: nn.Module, folder: str | Path) -> StabilizedModel:
         raise InputError(f"{folder / WEIGHTS} cannot be read: {error}.") from None
     names = {name for name, _ in base.named_modules()}
     differences = _differences(shapes, _shapes(base)) or [
-        f"there is no layer {site.address.layer!r}" for site in sites if site.address.layer not in names
+        f"there is no layer {place.address.layer!r}" for place in places if place.address.layer not in names
     ]
     if differences:
         raise InputError(f"The adapter {folder} was made for another base, a {made_for}: " + "; ".join(differences))
@@ -122,7 +142,19 @@ def load_adapter(base: nn.Module, folder: str | Path) -> StabilizedModel:
         model.remove()
         raise InputError(f"{folder / WEIGHTS} does not fit its own settings: " + "; ".join(wrong))
     model.load_state_dict(weights, strict=False)
+    if settings["base"].get("fingerprint", _fingerprint(base)) != _fingerprint(base):
+        warnings.warn(
+            f"The adapter {folder} was trained for a {made_for} of this shape with other weights.", stacklevel=2
+        )
     return model
+
+
+def _tidy(folder: Path, part: Path, old: Path) -> None:
+    """Put the old adapter back if the new one did not get there, and leave nothing else."""
+    if old.exists() and not folder.exists():
+        os.replace(old, folder)
+    for left in (part, old):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def _read(folder: Path) -> dict[str, Any]:
@@ -140,6 +172,14 @@ def _read(folder: Path) -> dict[str, Any]:
 
 def _shapes(base: nn.Module) -> dict[str, list[int]]:
     return _sizes(base.state_dict())
+
+
+def _fingerprint(base: nn.Module) -> str:
+    """Tell networks of one shape apart by some of their weights; all of a large one would take long to read."""
+    digest = hashlib.sha256()
+    for value in base.state_dict().values():
+        digest.update(value.detach().flatten()[:64].double().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _sizes(tensors: dict[str, Tensor]) -> dict[str, list[int]]:
@@ -170,7 +210,7 @@ tags: [video, temporal-consistency]
 ---
 # {name}
 
-An adapter of [unflicker](https://pypi.org/project/unflicker) {_version()}: stabilizers for a frozen image network.
+An adapter of unflicker {_version()}: stabilizers for a frozen image network.
 
 ```python
 from unflicker import load_adapter

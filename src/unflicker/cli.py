@@ -31,7 +31,7 @@ def version(show: Annotated[bool, typer.Option("--version", help="Print the vers
 @app.command()
 def run(
     source: Annotated[Path, typer.Argument(metavar="IN", help="A video, or a folder of images.")],
-    destination: Annotated[Path, typer.Argument(metavar="OUT", help="A video (.mp4 .mkv .mov), or a new folder.")],
+    destination: Annotated[str, typer.Argument(metavar="OUT", help="A video (.mp4 .mkv .mov), or a new folder.")],
     task: Annotated[str, typer.Option(help="What to do: denoise (noise up to 0.2), denoise-heavy (0.6).")] = "denoise",
     adapter: Annotated[
         str, typer.Option(help="The task's own by name, the folder of yours, or none for the network alone.")
@@ -122,6 +122,9 @@ def main() -> None:
     except (typer.TyperException, InputError) as error:
         message = error.format_message() if hasattr(error, "format_message") else str(error)
         _say("error: " + " ".join(message.split()))
+        code = BAD_INPUT
+    except OSError as error:
+        _say(f"error: {error.filename or 'a file'} cannot be used: {error.strerror or error}.")
         code = BAD_INPUT
     if code == INTERRUPTED:  # what typer makes of Ctrl-C
         _say("stopped; nothing was left behind.")

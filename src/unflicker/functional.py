@@ -21,7 +21,7 @@ def scale_odds(decay: Tensor, strength: Tensor) -> Tensor:
     [0.0, 0.5, 0.6666666865348816]
     """
     odds = decay * strength
-    return odds / (1 - decay + odds)
+    return odds / (1 - decay + odds).clamp_min(torch.finfo(odds.dtype).tiny)  # a decay that has saturated at 1
 
 
 def finite_pixels(z: Tensor) -> Tensor:
@@ -83,23 +83,31 @@ def spatial_fusion(
 def _fuse_out_of_place(
     z: Tensor, past: Tensor, logits: Tensor, seen: Tensor, strength: Tensor, k: int, paper_exact: bool
 ) -> Tensor:
-    """The form for autograd and for graphs: weights first, in one tensor, then a sum over shifted views."""
+    """The form for autograd and for graphs: a sum over shifted views."""
     height, width = z.shape[-2:]
     groups = logits.shape[1] // (k * k)
     windows = [(..., slice(i // k, i // k + height), slice(i % k, i % k + width)) for i in range(k * k)]
     seen = F.pad(seen, (k // 2,) * 4, value=float(paper_exact))
-    logits = logits.unflatten(1, (groups, k * k))
-    peak = logits.amax(2, keepdim=True).clamp_min(0)  # keeps exp() in range, as in any softmax
-    weights = torch.cat([torch.exp(logits - peak) * strength.unsqueeze(2), torch.exp(-peak)], 2)
-    counted = torch.stack([*(seen[window] for window in windows), torch.ones_like(z[:, :1])], 2)
-    weights = weights / (weights * counted).sum(2, keepdim=True)
-    if 1 < groups < z.shape[1]:
-        weights = weights.repeat_interleave(z.shape[1] // groups, 1)
     past = F.pad(past, (k // 2,) * 4)
-    fused = z * weights[:, :, k * k]
+    if groups == 1:  # a compiler would work out a shared kernel again for each channel, so it is made beforehand
+        peak = logits.amax(1, keepdim=True).clamp_min(0)  # keeps exp() in range, as in any softmax
+        weights = torch.cat([torch.exp(logits - peak) * strength, torch.exp(-peak)], 1)
+        counted = torch.cat([*(seen[window] for window in windows), torch.ones_like(peak)], 1)
+        weights = weights / (weights * counted).sum(1, keepdim=True)
+        fused = z * weights[:, k * k :]
+        for i, window in enumerate(windows):
+            fused = fused + weights[:, i : i + 1] * past[window]
+        return fused
+    # Many kernels are too large to be held at once: their sum is divided at the end.
+    logits, past, z = (v.unflatten(1, (groups, -1)) for v in (logits, past, z))
+    peak = logits.amax(2).clamp_min(0)
+    total = torch.exp(-peak)
+    fused = z * total.unsqueeze(2)
     for i, window in enumerate(windows):
-        fused = fused + weights[:, :, i] * past[window]
-    return fused
+        weight = torch.exp(logits[:, :, i] - peak) * strength
+        total = total + weight * seen[window]
+        fused = fused + weight.unsqueeze(2) * past[window]
+    return (fused / total.unsqueeze(2)).flatten(1, 2)
 
 
 def _fuse_in_place(

@@ -16,8 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from unflicker.checks import InputError
 from unflicker.controllers import Controller
 from unflicker.layers import evaluating, freeze, map_tensors, pick, put
-from unflicker.plans import Plan, Site, pick_input, probe, resolve, shown, where_is
-from unflicker.stabilizers import Stabilizer, from_map, to_map
+from unflicker.plans import Place, Plan, pick_input, probe, resolve, shown, where_is
+from unflicker.stabilizers import Chain, Stabilizer, from_map, to_map
 from unflicker.state import State, part, restart, under
 
 Controllers = Controller | tuple[Controller, ...]
@@ -72,10 +72,10 @@ def stabilize(
     if controller is not None and not any(choice.template.uses_controller for choice in choices.values()):
         raise InputError("A controller was given, but nothing in the plan listens to one: leave it out.")
     with evaluating(base):
-        sites = probe(base, choices, example)
+        places = probe(base, choices, example)
     model = StabilizedModel(
         base,
-        {site: choices[site.address].template for site in sites},
+        {place: choices[place.address].template for place in places},
         controller if isinstance(controller, tuple) else (controller,) if controller else (),
         tuple(example.shape[1:]),
     )
@@ -89,49 +89,65 @@ class StabilizedModel(nn.Module):
 
     `base` is the network, `stabilizers` and `controllers` are what was added. One forward pass at a time; many
     streams are many rows of a batch, or many states.
+
+    >>> from unflicker.stabilizers import EMA
+    >>> model = stabilize(nn.Identity(), {"": EMA(0.5)}, example=torch.zeros(1, 1, 2, 2))
+    >>> clip = torch.tensor([0.0, 1.0, 1.0]).view(1, 3, 1, 1, 1).expand(1, 3, 1, 2, 2)
+    >>> y, state = model(clip)
+    >>> y[0, :, 0, 0, 0].tolist()
+    [0.0, 0.5, 0.75]
     """
 
     def __init__(
         self,
         base: nn.Module,
-        templates: Mapping[Site, Stabilizer],
+        templates: Mapping[Place, Stabilizer],
         controllers: tuple[Controller, ...],
         frame_shape: tuple[int, ...],
     ) -> None:
         super().__init__()
         self.frame_shape = frame_shape
-        self.sites = {site.address.key: site for site in templates}
+        self.places = {place.address.key: place for place in templates}
         if not controllers and any(template.uses_controller for template in templates.values()):
             controllers = (Controller(),)
+        for template in templates.values() if len(controllers) > 1 else ():
+            if template.uses_controller and not (
+                isinstance(template, Chain) and len(template.members) == len(controllers)
+            ):
+                raise InputError(
+                    f"{len(controllers)} controllers are for Chains of {len(controllers)} members, one each; "
+                    f"the plan has {type(template).__name__} as well."
+                )
         controllers = copy.deepcopy(controllers)
         for controller in controllers:
             controller.build(frame_shape[0])
         self.controllers: list[Controller] = nn.ModuleList(controllers)  # type: ignore[assignment]
         self.stabilizers: dict[str, Stabilizer] = nn.ModuleDict()  # type: ignore[assignment]
         self._state_names: dict[str, frozenset[str]] = {}
-        for site, template in templates.items():
+        for place, template in templates.items():
             stabilizer = copy.deepcopy(template)
             try:
-                stabilizer.build(site.channels, site.layout, tuple(c.width for c in controllers))
+                stabilizer.build(place.channels, place.layout, tuple(c.width for c in controllers))
             except InputError as error:
-                raise InputError(f"{where_is(site.address)}: {error}") from None
-            self.stabilizers[_module_name(site.address.key)] = stabilizer
-            self._state_names[site.address.key] = frozenset(stabilizer.fresh(torch.zeros(1, site.channels, 1, 1)))
-        hosts = {key: base.get_submodule(site.address.layer) for key, site in self.sites.items()}
+                raise InputError(f"{where_is(place.address)}: {error}") from None
+            self.stabilizers[_module_name(place.address.key)] = stabilizer
+            self._state_names[place.address.key] = frozenset(stabilizer.fresh(torch.zeros(1, place.channels, 1, 1)))
+        hosts = {key: base.get_submodule(place.address.layer) for key, place in self.places.items()}
         # Everything has been checked; from here on the base is touched.
         self.base = base
         self._frozen = True
         self._enabled = True
         self._call: _Call | None = None
+        self._macs: tuple[int, int] | None = None
         self._modes = {name: module.training for name, module in base.named_modules()}
         self._trainable = {name: p.requires_grad for name, p in base.named_parameters()}
         freeze(base)
-        for key, site in self.sites.items():
-            if not site.address.layer:
+        for key, place in self.places.items():
+            if not place.address.layer:
                 continue  # the network's own input and output pass through `forward`
             # Partials of bound methods, not closures: they follow deepcopy and pickle. Registered once, they idle
             # unless this model's forward is running.
-            if site.address.is_input:
+            if place.address.is_input:
                 hosts[key].register_forward_pre_hook(partial(self._on_input, key), with_kwargs=True)
             else:
                 hosts[key].register_forward_hook(partial(self._on_output, key))
@@ -171,17 +187,17 @@ class StabilizedModel(nn.Module):
         else:
             self._call = call
             try:
-                if "input" in self.sites:
+                if "input" in self.places:
                     folded = self._stabilized("input", folded)
                 y = self.base(folded)
-                for key, site in self.sites.items():
-                    if not site.address.layer and not site.address.is_input:
-                        y = put(y, site.address.selector, self._stabilized(key, self._pick(key, y)))
+                for key, place in self.places.items():
+                    if not place.address.layer and not place.address.is_input:
+                        y = put(y, place.address.selector, self._stabilized(key, self._pick(key, y)))
             finally:
                 self._call = None
-            missing = [key for key in self.sites if key not in call.done]
+            missing = [key for key in self.places if key not in call.done]
             if missing:
-                where = where_is(self.sites[missing[0]].address)
+                where = where_is(self.places[missing[0]].address)
                 raise InputError(f"{where} did not run in this forward pass; take it out of the plan.")
             following = call.following
         return (map_tensors(partial(_unfold, x.shape[:2]), y) if clip else y), following
@@ -230,10 +246,10 @@ class StabilizedModel(nn.Module):
         added = 0
         base_macs, all_macs = self._multiply_adds()
         rows = [("layer", "stabilizer", "returns", "parameters")]
-        for key, site in self.sites.items():
+        for key, place in self.places.items():
             stabilizer = self.stabilizers[_module_name(key)]
-            shape = " x ".join(str(n) for n in site.shape)
-            rows.append((str(site.address) or '""', type(stabilizer).__name__, shape, f"{_parameters(stabilizer):,}"))
+            shape = " x ".join(str(n) for n in place.shape)
+            rows.append((str(place.address) or '""', type(stabilizer).__name__, shape, f"{_parameters(stabilizer):,}"))
             added += _parameters(stabilizer)
         for each in self.controllers:
             rows.append(("controller", f"width {each.width}", f"1/{each.downscale} size", f"{_parameters(each):,}"))
@@ -257,14 +273,17 @@ class StabilizedModel(nn.Module):
         return self.summary()
 
     def _multiply_adds(self) -> tuple[int, int]:
-        first = next((p for p in self.base.parameters()), torch.zeros(()))
+        if self._macs is not None:  # print() should not run the network every time
+            return self._macs
+        first = next((p for p in self.base.parameters() if p.is_floating_point()), torch.zeros(()))
         frame = torch.zeros(1, *self.frame_shape, device=first.device, dtype=first.dtype)
         counts = []
         for run in (self.base, self):
             with evaluating(self), torch.no_grad(), FlopCounterMode(display=False) as counter:
                 run(frame)
             counts.append(counter.get_total_flops() // 2)
-        return counts[0], counts[1]
+        self._macs = (counts[0], counts[1])
+        return self._macs
 
     def _open(
         self,
@@ -294,15 +313,23 @@ class StabilizedModel(nn.Module):
             state = None  # a change of size is a new video
         if state and state["size"].shape[0] != streams:
             raise InputError(f"The state holds {state['size'].shape[0]} streams, but x has {streams}.")
+        if not (reset is None or isinstance(reset, (bool, Tensor))):
+            raise InputError(f"reset must be a bool or a tensor of them, got {type(reset).__name__}.")
         if isinstance(reset, Tensor):
             resets: Tensor | None = _per_frame("reset", reset.bool(), streams, frames, first_only=True)
         else:
             resets, state = None, None if reset else state
+        if not isinstance(strength, (int, float, Tensor)):
+            raise InputError(f"strength must be a number or a tensor, got {type(strength).__name__}.")
         if not isinstance(strength, Tensor):
             if not 0 <= strength < float("inf"):
                 raise InputError(f"strength must be 0 (off) or more, got {strength}.")
             strength = torch.full((), strength, dtype=x.dtype, device=x.device)
-        elif not torch.compiler.is_compiling() and strength.device.type == "cpu" and not bool((strength >= 0).all()):
+        elif (
+            not torch.compiler.is_compiling()
+            and strength.device.type == "cpu"
+            and not bool(((strength >= 0) & strength.isfinite()).all())
+        ):
             raise InputError(f"strength must be 0 (off) or more, got {strength.tolist()}.")
         strength = _per_frame("strength", strength.to(x), streams, frames)
         call = _Call(streams, frames, state or {}, strength, resets, mask, [])
@@ -336,18 +363,18 @@ class StabilizedModel(nn.Module):
         return call.resized[t, size]
 
     def _pick(self, key: str, value: Any) -> Tensor:
-        address = self.sites[key].address
+        address = self.places[key].address
         return pick(value, address.selector, where_is(address))
 
     def _on_output(self, key: str, module: nn.Module, args: Any, output: Any) -> Any:
         if self._call is None:
             return None
-        return put(output, self.sites[key].address.selector, self._stabilized(key, self._pick(key, output)))
+        return put(output, self.places[key].address.selector, self._stabilized(key, self._pick(key, output)))
 
     def _on_input(self, key: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._call is None:
             return None
-        address = self.sites[key].address
+        address = self.places[key].address
         z = self._stabilized(key, pick_input(address, args, kwargs))
         if address.selector and not address.selector.isdigit():
             return args, {**kwargs, address.selector: z}
@@ -355,27 +382,27 @@ class StabilizedModel(nn.Module):
 
     def _stabilized(self, key: str, z: Tensor) -> Tensor:
         """Run one layer's recurrence over the frames of the call."""
-        call, site = self._call, self.sites[key]
+        call, place = self._call, self.places[key]
         assert call is not None
         if key in call.done:
             raise InputError(
-                f"{where_is(site.address)} runs more than once in a forward pass; stabilize a layer around it."
+                f"{where_is(place.address)} runs more than once in a forward pass; stabilize a layer around it."
             )
         call.done.add(key)
         stabilizer = self.stabilizers[_module_name(key)]
-        maps = to_map(z, site.layout).unflatten(0, (call.streams, call.frames))
+        maps = to_map(z, place.layout).unflatten(0, (call.streams, call.frames))
         own = part(call.state, key) if call.state else stabilizer.fresh(maps[:, 0])
         if own.keys() != self._state_names[key]:
             raise InputError(
-                f"{where_is(site.address)} does not find its own in the state: it comes from another model."
+                f"{where_is(place.address)} does not find its own in the state: it comes from another model."
             )
         past = next(value for name, value in own.items() if name.endswith("past"))
         if past.shape != maps[:, 0].shape:
             raise InputError(
-                f"{where_is(site.address)} is {tuple(maps[:, 0].shape)}, but the state holds {tuple(past.shape)} "
+                f"{where_is(place.address)} is {tuple(maps[:, 0].shape)}, but the state holds {tuple(past.shape)} "
                 "for it: it comes from another model."
             )
-        size = (maps.shape[-2], maps.shape[-1]) if site.layout in ("map", "plane") else None
+        size = (maps.shape[-2], maps.shape[-1]) if place.layout in ("map", "plane") else None
         results = []
         for t in range(call.frames):
             if call.reset is not None:
@@ -389,7 +416,7 @@ class StabilizedModel(nn.Module):
             )
             results.append(result)
         call.following |= under(key, own)
-        result = from_map(results[0] if call.frames == 1 else torch.stack(results, 1).flatten(0, 1), site.layout)
+        result = from_map(results[0] if call.frames == 1 else torch.stack(results, 1).flatten(0, 1), place.layout)
         # What follows gets the memory layout it is used to.
         if z.is_contiguous():
             return result.contiguous()

@@ -18,7 +18,7 @@ Plan = Mapping[str, Stabilizer | None]
 
 
 @dataclass(frozen=True)
-class Site:
+class Place:
     """One place where a stabilizer sits, as the example frame showed it."""
 
     address: Address
@@ -64,8 +64,8 @@ def resolve(base: nn.Module, plan: Plan) -> dict[Address, Choice]:
     return kept
 
 
-def probe(base: nn.Module, choices: Mapping[Address, Choice], example: Tensor) -> list[Site]:
-    """Run the example once and return the sites in the order they run.
+def probe(base: nn.Module, choices: Mapping[Address, Choice], example: Tensor) -> list[Place]:
+    """Run the example once and return the places in the order they run.
 
     A layer named in full that cannot be stabilized is an error. One that a glob swept up is left out with a warning,
     silently if it is a container or only passes on what a layer inside it returned.
@@ -98,11 +98,11 @@ def probe(base: nn.Module, choices: Mapping[Address, Choice], example: Tensor) -
     for address in choices:
         if not address.layer and not address.is_input:
             note(address, output)
-    sites, skipped, claimed = [], [], set()
+    places, skipped, claimed = [], [], set()
     for address in [*dict.fromkeys(order), *(a for a in choices if a not in seen)]:
         container = type(base.get_submodule(address.layer)).forward is nn.Module.forward
         try:
-            site, z = _site(address, seen.get(address, []), example, choices[address].template.layout)
+            place, z = _place(address, seen.get(address, []), example, choices[address].template.layout)
         except InputError as error:
             if not choices[address].by_glob:
                 raise
@@ -112,17 +112,17 @@ def probe(base: nn.Module, choices: Mapping[Address, Choice], example: Tensor) -
         if choices[address].by_glob and id(z) in claimed:
             continue
         claimed.add(id(z))
-        sites.append(site)
-    if not sites:
+        places.append(place)
+    if not places:
         raise InputError(
             skipped[0] if skipped else "The plan matches only containers that never run; name other layers."
         )
     if skipped:
         warnings.warn(f"Left out of the plan: {' '.join(skipped)}", stacklevel=3)
-    return sites
+    return places
 
 
-def _site(address: Address, values: list[Any], example: Tensor, layout: Layout) -> tuple[Site, Tensor]:
+def _place(address: Address, values: list[Any], example: Tensor, layout: Layout) -> tuple[Place, Tensor]:
     where = where_is(address)
     if not values:
         raise InputError(f"{where} never runs when the network is called; take it out of the plan.")
@@ -143,7 +143,7 @@ def _site(address: Address, values: list[Any], example: Tensor, layout: Layout) 
     axes = {"map": 4, "plane": 3, "tokens": 3, "vector": 2}[layout]
     if z.ndim != axes:
         raise InputError(f"{where} gives {shown(z)}, which is no {layout}: that has {axes} axes.")
-    return Site(address, layout, tuple(z.shape[1:])), z
+    return Place(address, layout, tuple(z.shape[1:])), z
 
 
 def _layout(z: Tensor, example: Tensor, *, at_output: bool) -> Layout:

@@ -7,11 +7,12 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from queue import Full, Queue
+from queue import Empty, Full, Queue
 from threading import Event, Thread
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,13 +20,16 @@ from torch import Tensor
 from unflicker.checks import InputError
 from unflicker.model import StabilizedModel
 from unflicker.state import State
-from unflicker.video.base import Frame, Reader, Writer
+from unflicker.video.base import Frame, Writer
 from unflicker.video.reader import open_reader
 from unflicker.video.writer import open_writer
 
 T = TypeVar("T")
 AHEAD = 4  # frames in flight between two threads
-CUT_WIDTH = 256  # scene cuts are looked for in small pictures
+# Scene cuts are looked for in the brightness of pictures about 16 pixels wide. There, on 21 real clips, 99 % of all
+# frames score below 5 with noise of 0 to 0.6, and 90 % of the cuts between clips above 10. A false alarm costs little;
+# noise of 0.6 raises some in frames less than 300 pixels wide.
+CUT_WIDTH, CUT_SCORE = 16, 9.0
 
 
 @dataclass
@@ -76,6 +80,10 @@ def run_video(
     Raises:
         InputError: something cannot be read or written; no destination is left behind.
     """
+    if not 0 <= strength < float("inf"):
+        raise InputError(f"strength must be 0 (off) or more, got {strength}.")
+    if Path(destination).exists() and Path(source).exists() and Path(destination).samefile(source):
+        raise InputError(f"Input and output are both {destination}; give the output another name.")
     result = RunResult()
     with open_reader(source, frame_rate=frame_rate, threads=threads) as reader:
         info = reader.info
@@ -127,20 +135,32 @@ def _kind(y: Any) -> str:
     return f"shape {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
 
 
-def _with_cuts(reader: Reader) -> Iterator[tuple[Frame, bool]]:
-    """Say of each frame whether a new shot begins with it: scenedetect's content score, frame by frame."""
+def _with_cuts(reader: Iterable[Frame]) -> Iterator[tuple[Frame, bool]]:
+    """Say of each frame whether a new shot begins with it: scenedetect's content score, frame by frame.
+
+    A frame of which most is not a number says nothing, and a change of size is a new video to the model anyway.
+    """
     from scenedetect import FrameTimecode
     from scenedetect.detectors import ContentDetector
 
-    detector = ContentDetector(min_scene_len=0)  # no waiting: a shot of one frame is a shot
+    detector, shape = None, None
     for number, frame in enumerate(reader):
-        height, width = frame.data.shape[-2:]
-        factor = max(1, width // CUT_WIDTH)
-        small = frame.data[None]
-        if factor > 1:
-            small = F.avg_pool2d(small, (min(factor, height), factor))
-        picture = small[0].nan_to_num().clamp(0, 1).mul(255).byte().flip(0).permute(1, 2, 0).contiguous().numpy()
-        yield frame, bool(detector.process_frame(FrameTimecode(number, float(reader.info.frame_rate)), picture))
+        cut = False
+        if torch.isfinite(frame.data).float().mean() > 0.5:
+            if detector is None or frame.data.shape != shape:
+                # min_scene_len=0: a shot of one frame is a shot.
+                detector = ContentDetector(threshold=CUT_SCORE, luma_only=True, min_scene_len=0)
+                shape = frame.data.shape
+            cut = bool(detector.process_frame(FrameTimecode(number, 25.0), _thumbnail(frame.data)))
+        yield frame, cut
+
+
+def _thumbnail(data: Tensor) -> np.ndarray:
+    """Average a frame (3, H, W) down to about CUT_WIDTH columns, as BGR bytes (h, w, 3)."""
+    height, width = data.shape[-2:]
+    factor = max(1, width // CUT_WIDTH)
+    small = F.avg_pool2d(data.nan_to_num()[None].clamp(0, 1), (min(factor, height), factor))[0]
+    return small.mul(255).byte().flip(0).permute(1, 2, 0).contiguous().numpy()
 
 
 def _read_ahead(items: Iterable[T]) -> Generator[T, None, None]:
@@ -178,7 +198,7 @@ def _read_ahead(items: Iterable[T]) -> Generator[T, None, None]:
             yield item
     finally:
         stop.set()
-        thread.join()
+        _join(thread, stop)
 
 
 class _WriteBehind:
@@ -186,8 +206,9 @@ class _WriteBehind:
 
     def __init__(self, writer: Writer) -> None:
         self._writer = writer
-        self._queue: Queue[Frame | None] = Queue(AHEAD)
+        self._queue: Queue[Frame] = Queue(AHEAD)
         self._error: BaseException | None = None
+        self._complete, self._stop = Event(), Event()
         self._thread = Thread(target=self._work, name="unflicker-write", daemon=True)
 
     def __enter__(self) -> Self:
@@ -195,20 +216,40 @@ class _WriteBehind:
         return self
 
     def put(self, frame: Frame) -> None:
-        self._queue.put(frame)
-        if self._error is not None:
-            raise self._error
+        while self._error is None:
+            try:
+                return self._queue.put(frame, timeout=0.1)
+            except Full:
+                continue
+        raise self._error
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        self._queue.put(None)
-        self._thread.join()
+        (self._complete if kind is None else self._stop).set()
+        _join(self._thread, self._stop)
         if kind is None and self._error is not None:
             raise self._error
 
     def _work(self) -> None:
-        while (frame := self._queue.get()) is not None:
-            if self._error is None:
+        try:
+            while not self._stop.is_set():
+                last = self._complete.is_set()  # asked before the queue is found empty, so that nothing is missed
                 try:
-                    self._writer.write(frame)
-                except BaseException as error:
-                    self._error = error
+                    self._writer.write(self._queue.get(timeout=0.1))
+                except Empty:
+                    if last:
+                        return
+        except BaseException as error:
+            self._error = error
+
+
+def _join(thread: Thread, stop: Event) -> None:
+    """Wait for a thread; Ctrl-C stops it and is raised when it has ended, for only then may its files be closed."""
+    interrupt: KeyboardInterrupt | None = None
+    while thread.is_alive():
+        try:
+            thread.join(timeout=1)
+        except KeyboardInterrupt as error:
+            stop.set()
+            interrupt = error
+    if interrupt is not None:
+        raise interrupt

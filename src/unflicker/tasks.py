@@ -26,7 +26,6 @@ class Task:
     """A network for a purpose, ready to run."""
 
     name: str
-    about: str
     network: Callable[[], nn.Module]
     trained: tuple[str, ...]
     """Adapters in the package, besides "ema" (a fixed average of the output) and "none" that every task has."""
@@ -39,19 +38,18 @@ class Task:
 
 
 SMALL_NAFNET = partial(NAFNet, width=16, encoder_blocks=(1, 1, 2), middle_blocks=2, decoder_blocks=(1, 1, 1))
+# denoise: Gaussian noise of unknown strength up to 0.2 (51 of 255); denoise-heavy: 0.6 (153 of 255).
 TASKS = {
     task.name: task
     for task in (
         Task(
             "denoise",
-            "removes Gaussian noise of unknown strength, up to a standard deviation of 0.2 (51 of 255)",
             SMALL_NAFNET,
             trained=("spatial", "learned-ema"),
             default="spatial",
         ),
         Task(
             "denoise-heavy",
-            "removes Gaussian noise of standard deviation 0.6 (153 of 255)",
             SMALL_NAFNET,
             trained=(),
             default="ema",

@@ -60,21 +60,25 @@ def fit(
     history: list[dict[str, float]] = []
     was_training = model.training
     model.train()
-    for step, (clip, target) in enumerate(batches, start=1):
-        preds, _ = model(clip)
-        terms = unified_loss(preds, target, stability=stability)
-        if not torch.isfinite(terms["total"]):
-            raise FloatingPointError(f"The loss is {terms['total'].item()} at step {step}: lower the learning rate.")
-        optimizer.zero_grad()
-        terms["total"].backward()
-        optimizer.step()
-        schedule.step()
-        history.append({name: value.item() for name, value in terms.items()})
-        if on_step is not None:
-            on_step(step, history[-1])
-        if step == steps:
-            break
-    model.train(was_training)
+    try:
+        for step, (clip, target) in enumerate(batches, start=1):
+            preds, _ = model(clip)
+            terms = unified_loss(preds, target, stability=stability)
+            if not torch.isfinite(terms["total"]):
+                raise FloatingPointError(
+                    f"The loss is {terms['total'].item()} at step {step}: lower the learning rate."
+                )
+            optimizer.zero_grad()
+            terms["total"].backward()
+            optimizer.step()
+            schedule.step()
+            history.append({name: value.item() for name, value in terms.items()})
+            if on_step is not None:
+                on_step(step, history[-1])
+            if step == steps:
+                break
+    finally:
+        model.train(was_training)
     if len(history) < steps:
         raise InputError(f"The batches ended after {len(history)} of {steps} steps.")
     return history

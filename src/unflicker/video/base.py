@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -120,7 +121,8 @@ class Writer(ABC):
         self.path = path
         self.info = info
         self.count = 0
-        self._part = path.with_name(path.name + ".part")
+        # With the process's number: nobody else's file of such a name is touched, nor another run's.
+        self._part, self._old = (path.with_name(f"{path.name}.{os.getpid()}.{end}") for end in ("part", "old"))
         self._open = True
 
     def write(self, frame: Frame) -> None:

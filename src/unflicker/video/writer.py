@@ -208,7 +208,6 @@ class FolderWriter(Writer):
             )
         super().__init__(path, info)
         with self._discarded_on_error():
-            shutil.rmtree(self._part, ignore_errors=True)
             self._part.mkdir()
 
     def _append(self, frame: Frame) -> None:
@@ -219,11 +218,10 @@ class FolderWriter(Writer):
             name.with_suffix(".png").write_bytes(_encode_png(frame.data, 8 if self.info.bit_depth == 8 else 16))
 
     def _finish(self) -> None:
-        old = self.path.with_name(self.path.name + ".old")
         if self.path.exists():
-            os.replace(self.path, old)
+            os.replace(self.path, self._old)
         os.replace(self._part, self.path)
-        shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(self._old, ignore_errors=True)
 
     def _remove(self) -> None:
         shutil.rmtree(self._part, ignore_errors=True)
