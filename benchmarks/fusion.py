@@ -42,8 +42,9 @@ def inputs(channels: int, height: int, width: int, groups: int) -> tuple[Tensor,
     return z, past, torch.randn(1, groups * 9, height, width) - 2
 
 
-def ours(z: Tensor, past: Tensor, logits: Tensor) -> Tensor:
-    seen, strength = torch.ones_like(z[:, :1]), torch.ones(1, 1, 1, 1)
+def ours(z: Tensor, past: Tensor, logits: Tensor, seen: Tensor | None = None, strength: Tensor | None = None) -> Tensor:
+    seen = torch.ones_like(z[:, :1]) if seen is None else seen
+    strength = torch.ones(1, 1, 1, 1) if strength is None else strength
     return spatial_fusion(z, past, logits, kernel_size=3, seen=seen, strength=strength)
 
 
@@ -97,7 +98,8 @@ def main() -> None:
             "ours_peak_maps": peak_in_maps("ours"),
         }
         args = inputs(*SHARED)
-        last = tuple(a.contiguous(memory_format=torch.channels_last) for a in args)
+        last = (*(a.contiguous(memory_format=torch.channels_last) for a in args), torch.ones(1, 1, *SHARED[1:3]))
+        last = (*last, torch.ones(1, 1, 1, 1))
         compiled = torch.compile(ours)
         slow = least(lambda: unfold_form(*args), arguments.repeats)
         fast = least(lambda: ours(*args), arguments.repeats)

@@ -91,9 +91,9 @@ def _fuse_out_of_place(
     past = F.pad(past, (k // 2,) * 4)
     if groups == 1:  # a compiler would work out a shared kernel again for each channel, so it is made beforehand
         peak = logits.amax(1, keepdim=True).clamp_min(0)  # keeps exp() in range, as in any softmax
-        weights = torch.cat([torch.exp(logits - peak) * strength, torch.exp(-peak)], 1)
-        counted = torch.cat([*(seen[window] for window in windows), torch.ones_like(peak)], 1)
-        weights = weights / (weights * counted).sum(1, keepdim=True)
+        weights, present = torch.exp(logits - peak) * strength, torch.exp(-peak)
+        counted = torch.cat([seen[window] for window in windows], 1)
+        weights = torch.cat([weights, present], 1) / (present + (weights * counted).sum(1, keepdim=True))
         fused = z * weights[:, k * k :]
         for i, window in enumerate(windows):
             fused = fused + weights[:, i : i + 1] * past[window]

@@ -118,10 +118,11 @@ def _infer(
     state: State | None = None
     for frame, cut in frames:
         x = frame.data[None].to(first)
-        known = torch.isfinite(x).all(1, keepdim=True)
-        # A value that is no number would spread through the network's pooling to the whole frame.
-        mask = None if bool(known.all()) else known.to(x.dtype)
-        x = x if mask is None else torch.where(known, x, 0)
+        mask = None
+        if not bool(torch.isfinite(x.sum())):
+            # A value that is no number would spread through the network's pooling to the whole frame.
+            known = torch.isfinite(x).all(1, keepdim=True)
+            x, mask = torch.where(known, x, 0), known.to(x.dtype)
         with torch.inference_mode():
             y, state = model(x, state, reset=cut, strength=strength, mask=mask)
             if not isinstance(y, Tensor) or y.shape[-3] != 3:
@@ -146,17 +147,24 @@ def _with_cuts(reader: Iterable[Frame]) -> Iterator[tuple[Frame, bool]]:
     detector, shape = None, None
     for number, frame in enumerate(reader):
         cut = False
-        if torch.isfinite(frame.data).float().mean() > 0.5:
+        picture = _thumbnail(frame.data)
+        if picture is not None:
             if detector is None or frame.data.shape != shape:
                 # min_scene_len=0: a shot of one frame is a shot.
                 detector = ContentDetector(threshold=CUT_SCORE, luma_only=True, min_scene_len=0)
                 shape = frame.data.shape
-            cut = bool(detector.process_frame(FrameTimecode(number, 25.0), _thumbnail(frame.data)))
+            cut = bool(detector.process_frame(FrameTimecode(number, 25.0), picture))
         yield frame, cut
 
 
-def _thumbnail(data: Tensor) -> np.ndarray:
-    """Average a frame (3, H, W) down to about CUT_WIDTH columns, as BGR bytes (h, w, 3)."""
+def _thumbnail(data: Tensor) -> np.ndarray | None:
+    """Average a frame (3, H, W) down to about CUT_WIDTH columns: BGR bytes (h, w, 3), or None if most is no number.
+
+    Of large frames every few pixels are enough.
+    """
+    data = data[:, :: max(1, data.shape[-2] // 180), :: max(1, data.shape[-1] // 320)]
+    if torch.isfinite(data).float().mean() <= 0.5:
+        return None
     height, width = data.shape[-2:]
     factor = max(1, width // CUT_WIDTH)
     small = F.avg_pool2d(data.nan_to_num()[None].clamp(0, 1), (min(factor, height), factor))[0]
