@@ -858,3 +858,46 @@ def test_chain_members_listen_to_their_own_controllers(exact_net, clip, make_liv
     assert not torch.equal(y, first) and not torch.equal(y, second)
     rows = [line.split()[-1] for line in model.summary().splitlines() if line.lstrip().startswith("controller")]
     assert rows == [f"{sum(p.numel() for p in each.parameters()):,}" for each in model.controllers]
+
+
+# What a fresh reading of the code found.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"reset": [False, False]}, "reset must be a bool or a tensor of them, got list"),
+        ({"strength": [1.0, 2.0]}, "strength must be a number or a tensor, got list"),
+        ({"strength": torch.tensor(float("inf"))}, r"strength must be 0 \(off\) or more, got inf"),
+        ({"strength": float("nan")}, r"strength must be 0 \(off\) or more, got nan"),
+    ],
+)
+def test_words_of_wrong_arguments(conv_net, clip, arguments, words):
+    model = stabilize(conv_net, {"": EMA(0.5)}, example=clip[:, 0])
+    with pytest.raises(InputError, match=words):
+        model(clip, **arguments)
+
+
+def test_a_saturated_decay_has_a_gradient():
+    model = stabilize(nn.Identity(), {"": LearnedEMA(60.0)}, example=torch.zeros(1, 3, 4, 4))
+    y, _ = model(torch.rand(1, 3, 3, 4, 4), strength=0.0)
+    y.sum().backward()
+    assert torch.isfinite(model.stabilizers["output"].logit.grad).all()
+
+
+def test_as_many_controllers_as_a_chain_has_members(conv_net, clip):
+    two = (Controller(4), Controller(4))
+    chain = Chain(Spatial(3, hidden=4, feature_inputs=False), Spatial(3, hidden=4, feature_inputs=False))
+    model = stabilize(conv_net, {"": chain}, controller=two, example=clip[:, 0])
+    y, _ = model(clip)
+    y.sum().backward()
+    assert all(p.grad is not None for controller in model.controllers for p in controller.parameters())
+    with pytest.raises(InputError, match=r"2 controllers are for Chains of 2 members, one each; .* Spatial as well"):
+        stabilize(conv_net, {"": Spatial(3)}, controller=two, example=clip[:, 0])
+
+
+def test_printing_runs_the_network_once_at_most(conv_net, clip):
+    model = stabilize(conv_net, {"": EMA(0.5)}, example=clip[:, 0])
+    text, calls = str(model), []
+    conv_net.register_forward_hook(lambda *_: calls.append(1))
+    assert str(model) == text and not calls

@@ -289,6 +289,23 @@ def test_an_existing_output_is_kept(tmp_path):
     assert len(read(kept)) == 2
 
 
+def test_a_slash_at_the_end_means_a_folder(tmp_path):
+    assert command("run", make(tmp_path / "in.mp4", 2), f"{tmp_path}/out.v2/", "--adapter", "ema").returncode == 0
+    assert len(list((tmp_path / "out.v2").glob("*.png"))) == 2
+
+
+def test_what_the_system_refuses_is_one_line_too(tmp_path):
+    done = command("run", tmp_path / ("x" * 300 + ".mp4"), tmp_path / "out.mp4", "--adapter", "ema")
+    assert done.returncode == 2 and "File name too long" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_files_of_others_with_like_names_are_kept(tmp_path):
+    (tmp_path / "out.part").mkdir()
+    (tmp_path / "out.part" / "thesis.txt").write_text("mine")
+    run_video(averaging(), make(tmp_path / "in.mp4", 2), tmp_path / "out")
+    assert (tmp_path / "out.part" / "thesis.txt").read_text() == "mine"
+
+
 def test_a_file_cut_off_in_the_middle_gives_what_there_is(tmp_path):
     source = make(tmp_path / "in.mkv", 40)
     source.write_bytes(source.read_bytes()[: int(source.stat().st_size * 0.6)])

@@ -100,6 +100,19 @@ def test_what_fit_refuses():
         fit(model, [(clip, clip * float("nan"))], steps=1)
 
 
+def test_fit_gives_the_mode_back_after_an_error():
+    clip = torch.rand(1, 2, 3, 8, 8)
+    model = stabilize(nn.Identity(), {"": LearnedEMA()}, example=clip[:, 0]).eval()
+    with pytest.raises(FloatingPointError):
+        fit(model, [(clip, clip * float("nan"))], steps=1)
+    assert not model.training
+
+
+def test_an_adapter_for_other_weights_of_the_same_shape_is_told_of():
+    with pytest.warns(UserWarning, match="trained for a NAFNet of this shape with other weights"):
+        load_task("denoise-heavy", WEIGHTS / "denoise" / "spatial")
+
+
 def test_nafnet_is_the_published_one():
     assert round(sum(p.numel() for p in NAFNet().parameters()) / 1e6, 2) == 29.16  # million
 

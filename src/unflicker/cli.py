@@ -21,6 +21,7 @@ app = typer.Typer(
 
 @app.callback(invoke_without_command=True)
 def version(show: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False) -> None:
+    """Makes image networks steady on video."""
     if show:
         from importlib.metadata import version as installed
 

@@ -68,6 +68,9 @@ def find(model: nn.Module, pattern: str) -> list[str]:
 
     Raises:
         InputError: there is none; the nearest name is suggested.
+
+    >>> find(nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU()), "*")
+    ['0', '1']
     """
     names = [name for name, _ in model.named_modules()]
     found = match(pattern, names) if is_glob(pattern) else [name for name in names if name == pattern]
@@ -81,6 +84,10 @@ def pick(value: Any, selector: str, where: str) -> Tensor:
 
     Raises:
         InputError: the value is a tuple or dict and there is no selector, or it has no such entry.
+
+    >>> import torch
+    >>> pick({"depth": torch.ones(1)}, "depth", "The network's output")
+    tensor([1.])
     """
     if not selector and not isinstance(value, Tensor):
         raise InputError(f"{where} is {_named(value)}, not a tensor; say which entry to stabilize{_entries(value)}.")

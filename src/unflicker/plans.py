@@ -171,9 +171,19 @@ def pick_input(address: Address, args: tuple[Any, ...], kwargs: dict[str, Any]) 
 
 
 def where_is(address: Address) -> str:
+    """Name an address in a sentence.
+
+    >>> where_is(parse("in:head"))
+    "The input of layer 'head'"
+    """
     side = "input" if address.is_input else "output"
     return f"The {side} of layer {address.layer!r}" if address.layer else f"The network's {side}"
 
 
 def shown(value: Tensor) -> str:
+    """Say what a tensor is: its type and shape.
+
+    >>> shown(torch.zeros(1, 3))
+    'float32 (1, 3)'
+    """
     return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"

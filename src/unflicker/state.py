@@ -47,12 +47,23 @@ def select(state: State, streams: slice | Sequence[int]) -> State:
 
 
 def join(states: Sequence[State]) -> State:
-    """Put streams together into one batch; the states must come from the same model at the same frame size."""
+    """Put streams together into one batch; the states must come from the same model at the same frame size.
+
+    >>> join([{"past": torch.zeros(1, 2)}, {"past": torch.ones(1, 2)}])["past"].tolist()
+    [[0.0, 0.0], [1.0, 1.0]]
+    """
     return {name: torch.cat([state[name] for state in states]) for name in states[0]}
 
 
 def save(state: State, path: str | Path) -> None:
-    """Write a state as safetensors, to go on with the stream later."""
+    """Write a state as safetensors, to go on with the stream later.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save({"past": torch.ones(1, 2)}, f"{folder}/stream.safetensors")
+    ...     load(f"{folder}/stream.safetensors")
+    {'past': tensor([[1., 1.]])}
+    """
     save_file({name: value.contiguous() for name, value in state.items()}, str(path))
 
 
