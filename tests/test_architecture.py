@@ -22,9 +22,9 @@ FLOORS = [
     ["stabilizers", "controllers", "regularizers", "data", "metrics"],
     ["plans"],
     ["model"],
-    ["checkpoint", "export", "report"],
+    ["checkpoint", "export", "report", "measure"],
     ["tasks"],
-    ["training", "evaluation", "run", "demo"],
+    ["training", "evaluation", "run", "demo", "page"],
     ["cli", "app"],
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS, 1) for room in rooms}

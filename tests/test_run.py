@@ -16,12 +16,14 @@ from torch import Tensor, nn
 
 from unflicker.checkpoint import save_adapter
 from unflicker.checks import InputError
+from unflicker.corruptions import parse
 from unflicker.corruptions.noise import gaussian_noise
 from unflicker.data.synthetic import demo_clip
 from unflicker.model import stabilize
-from unflicker.run import _read_ahead, _with_cuts, _WriteBehind, run_video
+from unflicker.run import _with_cuts, run_video
 from unflicker.stabilizers import EMA
 from unflicker.video import Frame, VideoInfo, open_reader, open_writer
+from unflicker.video.ahead import WriteBehind, read_ahead
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 RATE = Fraction(25)
@@ -189,7 +191,7 @@ def test_an_error_while_writing_stops_the_run(tmp_path):
             raise InputError("no space left")
 
     frames = [Frame(torch.zeros(3, 8, 8), t, 1 / RATE) for t in range(20)]
-    with pytest.raises(InputError, match="no space left"), _WriteBehind(Full()) as behind:  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="no space left"), WriteBehind(Full()) as behind:  # type: ignore[arg-type]
         for frame in frames:
             behind.put(frame)
 
@@ -202,7 +204,7 @@ def test_an_error_while_reading_arrives_in_order():
 
     seen = []
     with pytest.raises(InputError, match="broken"):
-        for item in _read_ahead(items()):
+        for item in read_ahead(items()):
             seen.append(item)
     assert seen == [1, 2]
 
@@ -287,6 +289,28 @@ def test_an_existing_output_is_kept(tmp_path):
     assert done.returncode == 2 and "pass --overwrite" in done.stderr and kept.read_text() == "precious"
     assert command("run", source, kept, "--adapter", "ema", "--overwrite").returncode == 0
     assert len(read(kept)) == 2
+
+
+def test_corrupt_is_the_corruption_of_the_whole_clip(tmp_path):
+    source = make(tmp_path / "in.mp4")
+    assert command("corrupt", source, tmp_path / "out", "gaussian_noise:2", "--seed", "5").returncode == 0
+    clip = torch.stack([frame.data for frame in read(source)])
+    expected = parse("gaussian_noise:2", seed=5)(clip)
+    made = torch.stack([frame.data for frame in read(tmp_path / "out")])
+    assert (made - expected).abs().max() <= 0.5 / 255 + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("snoww", "no corruption 'snoww'; did you mean 'snow'?"),
+        ("snow:7", "severity of snow must be 1, 2, 3, 4 or 5, got 7"),
+        ("jpeg:ivmm", "no preset 'ivmm'"),
+    ],
+)
+def test_what_corrupt_refuses(tmp_path, kind, words):
+    done = command("corrupt", make(tmp_path / "in.mp4", 2), tmp_path / "out.mp4", kind)
+    assert done.returncode == 2 and words in done.stderr and len(done.stderr.strip().splitlines()) == 1
 
 
 def test_a_slash_at_the_end_means_a_folder(tmp_path):

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from unflicker.checks import InputError
+
+if TYPE_CHECKING:
+    from unflicker.run import RunResult
 
 BAD_INPUT, INCOMPLETE, INTERRUPTED = 2, 3, 130
 
@@ -44,31 +49,12 @@ def run(
     frame_rate: Annotated[float | None, typer.Option(help="Frames per second of a folder of images [24].")] = None,
 ) -> None:
     """Take a video through a network, stabilized; sound and subtitles are kept."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        ProgressColumn,
-        Task,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-    from rich.text import Text
-
     tune_process()
     from unflicker.run import run_video
     from unflicker.tasks import load_task
 
-    class Speed(ProgressColumn):
-        def render(self, task: Task) -> Text:
-            return Text(f"{task.speed or 0:.1f} frames per second")
-
     model = load_task(task, adapter)
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Speed(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        bar = progress.add_task(source.name, total=None)
+    with _progress(source.name) as on_frame:
         result = run_video(
             model,
             source,
@@ -78,15 +64,75 @@ def run(
             compare=compare,
             overwrite=overwrite,
             frame_rate=frame_rate,
-            on_frame=lambda done, total: progress.update(bar, completed=done, total=total),
+            on_frame=on_frame,
         )
-    cuts = f", {len(result.cuts)} scene cuts" if result.cuts else ""
-    speed = result.frames / max(result.seconds, 1e-9)
-    _say(f"{destination}: {result.frames} frames at {speed:.1f} frames per second{cuts}.")
-    if result.resized:
-        _say(f"warning: {result.resized} frames came in another size than the first and were resized to it.")
-    if result.damage:
-        _say(f"warning: {result.damage}")
+    _report(destination, result)
+
+
+@app.command()
+def corrupt(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="A video, or a folder of images.")],
+    destination: Annotated[str, typer.Argument(metavar="OUT", help="A video (.mp4 .mkv .mov), or a new folder.")],
+    kind: Annotated[str, typer.Argument(metavar="KIND[:SEVERITY|PRESET]", help="As snow, jpeg:5, elastic:ivm.")],
+    seed: Annotated[int, typer.Option(help="The same seed gives the same corruption.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")] = False,
+    frame_rate: Annotated[float | None, typer.Option(help="Frames per second of a folder of images [24].")] = None,
+) -> None:
+    """Spoil a video in a way that can be repeated: noise, compression, lost frames, blur, weather."""
+    tune_process()
+    from unflicker.corruptions import parse
+    from unflicker.run import corrupt_video
+
+    corruption = parse(kind, seed=seed)
+    with _progress(source.name) as on_frame:
+        result = corrupt_video(
+            corruption, source, destination, overwrite=overwrite, frame_rate=frame_rate, on_frame=on_frame
+        )
+    _report(destination, result)
+
+
+@app.command()
+def measure(
+    video: Annotated[Path, typer.Argument(metavar="VIDEO", help="A video, or a folder of images.")],
+    truth: Annotated[Path | None, typer.Option(help="What it should look like.")] = None,
+    guide: Annotated[
+        Path | None, typer.Option(help="Where its motion is found; the truth or itself if left out.")
+    ] = None,
+    against: Annotated[Path | None, typer.Option(help="Another version of it, for comparison.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Write all numbers and curves to this file.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Write a page with pictures into this folder.")] = None,
+    trim: Annotated[bool, typer.Option("--trim", help="Stop at the end of the shortest video.")] = False,
+    flow: Annotated[
+        bool, typer.Option("--flow/--no-flow", help="Take motion out; most of the time goes there.")
+    ] = True,
+    frame_rate: Annotated[float | None, typer.Option(help="Frames per second of folders of images [24].")] = None,
+) -> None:
+    """Measure how steady a video is, by itself or beside its truth or another version."""
+    tune_process()
+    from rich.console import Console
+
+    from unflicker.measure import measure_video
+    from unflicker.page import table, write_json, write_page
+
+    with _progress(video.name) as on_frame:
+        found = measure_video(
+            video,
+            truth=truth,
+            guide=guide,
+            against=against,
+            trim=trim,
+            with_flow=flow,
+            frame_rate=frame_rate,
+            on_frame=on_frame,
+        )
+    Console().print(table(found))
+    if json is not None:
+        write_json(found, json)
+    if report is not None:
+        _say(f"Look at {write_page(found, report)}.")
+    for line in found.damage:
+        _say(f"warning: {line}")
+    if found.damage:
         raise typer.Exit(INCOMPLETE)
 
 
@@ -130,6 +176,43 @@ def main() -> None:
     if code == INTERRUPTED:  # what typer makes of Ctrl-C
         _say("stopped; nothing was left behind.")
     sys.exit(code)
+
+
+@contextlib.contextmanager
+def _progress(name: str) -> Iterator[Callable[[int, int | None], None]]:
+    """Show a bar with frames per second and the time left, if somebody looks; yields what to call after a frame."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        Task,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+    from rich.text import Text
+
+    class Speed(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(f"{task.speed or 0:.1f} frames per second")
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Speed(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        bar = progress.add_task(name, total=None)
+        yield lambda done, total: progress.update(bar, completed=done, total=total)
+
+
+def _report(destination: str, result: RunResult) -> None:
+    cuts = f", {len(result.cuts)} scene cuts" if result.cuts else ""
+    speed = result.frames / max(result.seconds, 1e-9)
+    _say(f"{destination}: {result.frames} frames at {speed:.1f} frames per second{cuts}.")
+    if result.resized:
+        _say(f"warning: {result.resized} frames came in another size than the first and were resized to it.")
+    if result.damage:
+        _say(f"warning: {result.damage}")
+        raise typer.Exit(INCOMPLETE)
 
 
 def _say(message: str) -> None:
