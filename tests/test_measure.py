@@ -17,7 +17,7 @@ from unflicker.measure import measure_video
 from unflicker.metrics.motion import flicker, warping_error
 from unflicker.metrics.quality import psnr
 from unflicker.metrics.temporal import instability, temporal_difference_error
-from unflicker.page import write_json, write_page
+from unflicker.page import coloured, write_json, write_page
 from unflicker.video import Frame, VideoInfo, open_reader, open_writer
 
 RATE = Fraction(25)
@@ -109,6 +109,32 @@ def test_what_cannot_be_measured(tmp_path, clips):
     with pytest.raises(InputError, match=r"differ in length \(frames: .*noisy 8, .*short 5\); --trim"):
         measure_video(clips["noisy"], truth=short)
     assert measure_video(clips["noisy"], truth=short, trim=True).frames == 5
+
+
+def test_values_that_are_no_number_or_above_one(tmp_path):
+    clip = torch.full((4, 3, 16, 24), 2.0)
+    info = VideoInfo(24, 16, RATE, 1 / RATE, bit_depth=32, is_folder=True)
+    with open_writer(tmp_path / "hdr", info) as writer:
+        for t, data in enumerate(clip):
+            writer.write(Frame(data, t, 1 / RATE))
+    import numpy as np
+    import OpenEXR
+
+    name = str(sorted((tmp_path / "hdr").iterdir())[1])
+    channel = np.full((16, 24), 2.0, np.float32)
+    channel[3, 3] = np.nan
+    OpenEXR.File({}, {c: channel for c in "RGB"}).write(name)
+    found = measure_video(tmp_path / "hdr")
+    assert found.versions[0].numbers["instability"] == 0  # what is no number is left out
+    assert "may go above 1" in found.notes[0]
+
+
+def test_fault_a_colour_map_shifted_by_twice_the_minimum():
+    """The official code normalised with value + minimum instead of value - minimum."""
+    values = torch.tensor([[0.5, 0.75, 1.0]])
+    shown = coloured(values, 0.5, 1.0)
+    assert (shown == coloured(values - 0.5, 0.0, 0.5)).all() and (shown == coloured(2 * values - 1, 0.0, 1.0)).all()
+    assert shown[0, 0].sum() < 20  # the least is black
 
 
 def test_the_page_needs_nothing_else(tmp_path, clips):

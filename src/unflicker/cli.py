@@ -130,7 +130,7 @@ def measure(
         write_json(found, json)
     if report is not None:
         _say(f"Look at {write_page(found, report)}.")
-    for line in found.damage:
+    for line in [*found.damage, *found.notes]:
         _say(f"warning: {line}")
     if found.damage:
         raise typer.Exit(INCOMPLETE)

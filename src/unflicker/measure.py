@@ -57,6 +57,9 @@ class Measurement:
     seconds: list[float]
     with_flow: bool
     damage: list[str]
+    """Sentences on what could not be read."""
+    notes: list[str]
+    """Sentences on what the numbers do not mean here."""
 
 
 def measure_video(
@@ -121,7 +124,12 @@ def measure_video(
             raise InputError(f"{video} has one frame: how steady a video is can be said from two frames on.")
         versions = [each.finish() for each in measuring.values()]
         damage = [f"{given[role]}: {reader.damage}" for role, reader in readers.items() if reader.damage]
-    return Measurement(versions, len(seconds), first.width, first.height, seconds, with_flow, damage)
+    notes = [
+        f"{given[role]} is scene-linear and may go above 1: PSNR takes 1 for the peak, flow and pictures clip there."
+        for role, reader in readers.items()
+        if reader.info.bit_depth == 32
+    ]
+    return Measurement(versions, len(seconds), first.width, first.height, seconds, with_flow, damage, notes)
 
 
 def _together(streams: Sequence[Iterator[Frame]], paths: list[Path], trim: bool) -> Iterator[list[Frame]]:

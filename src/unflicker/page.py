@@ -74,6 +74,7 @@ def write_json(measurement: Measurement, path: str | Path) -> None:
         "height": measurement.height,
         "with_flow": measurement.with_flow,
         "damage": measurement.damage,
+        "notes": measurement.notes,
         "seconds": measurement.seconds,
         "versions": {
             version.name: {"numbers": version.numbers, "curves": version.curves} for version in measurement.versions
@@ -117,7 +118,7 @@ def _page(measurement: Measurement) -> str:
         + "</tr>"
         for version in measurement.versions
     )
-    damage = "".join(f"<p class=warning>{html.escape(line)}</p>" for line in measurement.damage)
+    damage = "".join(f"<p class=warning>{html.escape(line)}</p>" for line in [*measurement.damage, *measurement.notes])
     definitions = "".join(
         f"<dt>{NUMBERS[name][0]} ({'less' if NUMBERS[name][1] else 'more'} is better)</dt><dd>{NUMBERS[name][2]}</dd>"
         for name in shown
@@ -173,17 +174,29 @@ def _curves(measurement: Measurement, shown: list[str]) -> Figure:
 def _places(version: Version, what: str, hottest: float) -> str:
     assert version.heat is not None and version.rows is not None and version.columns is not None
     name = html.escape(Path(version.name).name)
-    figure, (panel,) = _figure(5, 5 * version.heat.shape[0] / version.heat.shape[1] + 0.2, 1)
-    drawn = panel.imshow(version.heat.numpy(), cmap="inferno", vmin=0, vmax=hottest or 1)
-    panel.axis("off")
-    figure.colorbar(drawn, ax=panel, shrink=0.8)
     pictures = [
-        (_image(figure), f"{name}: {what}, root mean square over time"),
+        (
+            _pixels(coloured(version.heat, 0.0, hottest)),
+            f"{name}: {what}, root mean square over time, from 0 (black) to {hottest:.4f} (yellow)",
+        ),
         (_pixels(_stretched(version.rows)), "the middle row of pixels; time runs down"),
         (_pixels(_stretched(version.columns).swapaxes(0, 1)), "the middle column of pixels; time runs to the right"),
     ]
     figures = "".join(f"<figure>{picture}<figcaption>{caption}</figcaption></figure>" for picture, caption in pictures)
     return f"<div class=row>{figures}</div>"
+
+
+def coloured(values: Tensor, low: float, high: float) -> np.ndarray:
+    """Show values (h, w) as colours (h, w, 3) bytes: black at `low` and below, over red to yellow at `high` and above.
+
+    >>> dark, bright = coloured(torch.tensor([[0.25, 0.75]]), 0.25, 0.75)[0]
+    >>> int(dark.sum()) < 20, int(bright.sum()) > 600
+    (True, True)
+    """
+    from matplotlib import colormaps
+
+    share = (values - low) / ((high - low) or 1.0)
+    return (colormaps["inferno"](share.clamp(0, 1).numpy())[..., :3] * 255).astype(np.uint8)
 
 
 def _stretched(moments: Tensor) -> np.ndarray:
