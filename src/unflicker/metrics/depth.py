@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from unflicker.checks import InputError
+from unflicker.losses import affine_align
 from unflicker.metrics.base import check_alike, check_clip, check_continues, joined, vector
 
 CAP = 200.0
@@ -48,18 +49,10 @@ def align_affine(preds: Tensor, target: Tensor) -> Tensor:
     """
     check_clip(preds)
     check_alike(preds, target)
-    known = valid_depth(target).flatten(1)
-    values = preds.flatten(1).double()
-    y = torch.where(known, values, 0)
-    x = torch.where(known, 1 / torch.where(known, target.flatten(1).double(), 1), 0)
-    count = known.sum(1, keepdim=True)
-    y_mean, x_mean = y.sum(1, keepdim=True) / count.clamp_min(1), x.sum(1, keepdim=True) / count.clamp_min(1)
-    y_off, x_off = torch.where(known, y - y_mean, 0), torch.where(known, x - x_mean, 0)
-    variance = y_off.square().sum(1, keepdim=True)
-    flat = variance <= 1e-24 * y.square().sum(1, keepdim=True)  # one value, but for the rounding of its mean
-    scale = torch.where(flat, 0, (y_off * x_off).sum(1, keepdim=True) / torch.where(flat, 1, variance))
-    fitted = scale * (values - y_mean) + x_mean
-    return torch.where(count > 0, fitted, values).view(preds.shape).to(preds)
+    known = valid_depth(target)
+    disparity = torch.where(known, 1 / torch.where(known, target.double(), 1), torch.nan)
+    fitted = affine_align(preds.double(), disparity)
+    return torch.where(known.flatten(1).any(1).view(-1, 1, 1, 1), fitted, preds.double()).to(preds)
 
 
 def depth_errors(preds: Tensor, target: Tensor, *, align: bool = True, cap: float = CAP) -> Tensor:
