@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from unflicker.checks import InputError
 from unflicker.cli import tune_process
 from unflicker.corruptions.noise import gaussian_noise
 from unflicker.data.clips import choose, find_videos, read_clip
@@ -94,4 +95,7 @@ def _change(row: dict[str, float], base: dict[str, float]) -> str:
 
 if __name__ == "__main__":
     tune_process()
-    main()
+    try:
+        main()
+    except InputError as error:
+        raise SystemExit(f"error: {error}") from None

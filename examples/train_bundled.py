@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from unflicker import Controller, LearnedEMA, Spatial, StabilizedModel, save_adapter, stabilize
+from unflicker.checks import InputError
 from unflicker.cli import tune_process
 from unflicker.corruptions.noise import gaussian_noise
 from unflicker.data.clips import Clips, find_videos, read_clip
@@ -58,7 +59,7 @@ def main() -> None:
     for stage in arguments.stage:
         torch.manual_seed(SEED)
         train, steps = STAGES[stage]
-        train(arguments.out, training, validation, arguments.steps or steps)
+        train(arguments.out, training, validation, steps if arguments.steps is None else arguments.steps)
 
 
 def add_noise(clean: Tensor, sigmas: tuple[float, float], generator: torch.Generator) -> Tensor:
@@ -175,6 +176,8 @@ def report(
 
 
 def _base(out: Path) -> torch.nn.Module:
+    if not (out / "denoise.safetensors").exists():
+        raise InputError(f"{out} has no denoise.safetensors; run --stage base first.")
     network = SMALL_NAFNET()
     network.load_state_dict(load_file(str(out / "denoise.safetensors")))
     return network
@@ -193,4 +196,7 @@ STAGES = {
 
 if __name__ == "__main__":
     tune_process()
-    main()
+    try:
+        main()
+    except InputError as error:
+        raise SystemExit(f"error: {error}") from None

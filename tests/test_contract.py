@@ -184,7 +184,7 @@ def test_doors(conv_net, clip):
         model(torch.rand(2, 4, 12, 10))
     with pytest.raises(InputError, match=r"strength must be a scalar, \(2,\) or \(2, 5\), got float32 \(3,\)"):
         model(clip, strength=torch.ones(3))
-    with pytest.raises(InputError, match=r"strength must be 0 \(off\) or more, got -1"):
+    with pytest.raises(InputError, match=r"strength must be 0 \(off\) or more, up to 1e\+06, got -1"):
         model(clip, strength=-1)
     with pytest.raises(InputError, match=r"reset must be a scalar, \(2,\) or \(2, 5\), got bool \(5,\)"):
         model(clip, reset=torch.zeros(5, dtype=torch.bool))
@@ -868,8 +868,8 @@ def test_chain_members_listen_to_their_own_controllers(exact_net, clip, make_liv
     [
         ({"reset": [False, False]}, "reset must be a bool or a tensor of them, got list"),
         ({"strength": [1.0, 2.0]}, "strength must be a number or a tensor, got list"),
-        ({"strength": torch.tensor(float("inf"))}, r"strength must be 0 \(off\) or more, got inf"),
-        ({"strength": float("nan")}, r"strength must be 0 \(off\) or more, got nan"),
+        ({"strength": torch.tensor(float("inf"))}, r"strength must be 0 \(off\) or more, up to 1e\+06, got inf"),
+        ({"strength": float("nan")}, r"strength must be 0 \(off\) or more, up to 1e\+06, got nan"),
     ],
 )
 def test_words_of_wrong_arguments(conv_net, clip, arguments, words):
@@ -901,3 +901,26 @@ def test_printing_runs_the_network_once_at_most(conv_net, clip):
     text, calls = str(model), []
     conv_net.register_forward_hook(lambda *_: calls.append(1))
     assert str(model) == text and not calls
+
+
+def test_a_dict_output_compiles_whole(dict_net, clip):
+    torch._dynamo.reset()
+    model = stabilize(dict_net, {"::depth": EMA(0.5)}, example=clip[:, 0])
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        assert torch.equal(compiled(clip[:, 0])[0]["depth"], model(clip[:, 0])[0]["depth"])
+
+
+def test_one_forward_pass_at_a_time(clip):
+    class Reentrant(nn.Module):
+        def forward(self, x):
+            model(x)
+            return x
+
+    net = nn.Sequential(nn.Identity())
+    model = stabilize(net, {"": EMA(0.5)}, example=clip[:, 0])
+    net[0] = Reentrant()
+    with pytest.raises(InputError, match=r"in a forward pass already; give every thread a copy.deepcopy"):
+        model(clip)
+    with pytest.raises(InputError, match=r"x must be a tensor .* got list"):
+        model([1.0])

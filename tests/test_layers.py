@@ -334,8 +334,8 @@ def test_summary_names_every_layer_and_counts(conv_net, clip):
     assert lines[0] == f"ConvNet: {base} parameters, {2 * 9 * 3 * 6 * 120 / 1e6:.1f} MMAC at 3 x 12 x 10"
     head = 9 * (4 + 18) * 4 + 4 + 2 * (9 * 16 + 4) + 9 * 4 * 6 + 6
     controller = 9 * 6 * 4 + 4
-    assert lines[2].split() == ["encoder", "Controlled", "6", "x", "12", "x", "10", f"{head:,}"]
-    assert lines[3].split() == ['""', "EMA", "3", "x", "12", "x", "10", "0"]
+    assert lines[2].split() == ["encoder", "Controlled(hidden=4)", "6", "x", "12", "x", "10", f"{head:,}"]
+    assert lines[3].split() == ['""', "EMA(0.1)", "3", "x", "12", "x", "10", "0"]
     assert lines[4].split()[0] == "controller" and lines[4].split()[-1] == str(controller)
     macs = 120 * (head - 4 - 2 * 4 - 6 + controller - 4)
     share = 100 * (head + controller) / base

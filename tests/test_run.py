@@ -259,7 +259,7 @@ def test_run_from_the_command_line(tmp_path):
         (["IN", "OUT", "--adapter", "spacial"], "no adapter 'spacial', and there is no such folder; did you mean"),
         (["IN", "OUT", "--strength", "much"], "'--strength'"),
         (["IN", "OUT", "--strenght", "1"], "--strength"),
-        (["IN", "OUT", "--strength", "-1"], "strength must be 0 (off) or more, got -1.0"),
+        (["IN", "OUT", "--strength", "-1"], "strength must be 0 (off) or more, up to 1e+06, got -1.0"),
         (["IN"], "Missing argument 'OUT'"),
         (["IN", "nowhere/out.mp4"], "The folder nowhere does not exist"),
         (["IN", "out.gifv"], "out.gifv cannot be written"),

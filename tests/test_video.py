@@ -455,7 +455,7 @@ def test_one_broken_image_leaves_a_gap(tmp_path: Path) -> None:
 @pytest.mark.parametrize("rate", [0, -1, float("nan"), float("inf")])
 def test_bad_frame_rate(tmp_path: Path, rate: float) -> None:
     write(tmp_path / "out", [picture()], info())
-    with pytest.raises(InputError, match="must be above 0"):
+    with pytest.raises(InputError, match=r"must lie between 0.01 and 1000 images per second"):
         open_reader(tmp_path / "out", frame_rate=rate)
 
 

@@ -22,6 +22,7 @@ _ROOMS = {
     "load_task": "tasks",
     "InputError": "checks",
 }
+_MODULES = {"corruptions", "data", "export", "losses", "metrics", "state", "training", "video"}
 __all__ = ["__version__", *_ROOMS]
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ if TYPE_CHECKING:
 
 def __getattr__(name: str) -> Any:
     """Load a public name when it is first used, so that `import unflicker` and `unflicker --help` stay quick."""
+    if name in _MODULES:
+        return importlib.import_module(f"unflicker.{name}")
     if name not in _ROOMS:
         raise AttributeError(f"module 'unflicker' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"unflicker.{_ROOMS[name]}"), name)

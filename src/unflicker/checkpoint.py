@@ -89,6 +89,7 @@ def save_adapter(model: StabilizedModel, folder: str | Path, *, notes: str = "")
         save_file(weights, str(part / WEIGHTS))
         (part / SETTINGS).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
         (part / CARD).write_text(_card(model, folder.name, notes), encoding="utf-8")
+        (part / WEIGHTS).chmod((part / CARD).stat().st_mode)  # safetensors keeps its files to their owner
         if folder.exists():
             os.replace(folder, old)
         os.replace(part, folder)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -20,7 +22,11 @@ if TYPE_CHECKING:
 BAD_INPUT, INCOMPLETE, INTERRUPTED = 2, 3, 130
 
 app = typer.Typer(
-    help="Makes image networks steady on video.", no_args_is_help=True, add_completion=False, rich_markup_mode=None
+    help="Makes image networks steady on video.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
 )
 
 
@@ -40,7 +46,7 @@ def run(
     destination: Annotated[str, typer.Argument(metavar="OUT", help="A video (.mp4 .mkv .mov), or a new folder.")],
     task: Annotated[str, typer.Option(help="What to do: denoise (noise up to 0.2), denoise-heavy (0.6).")] = "denoise",
     adapter: Annotated[
-        str, typer.Option(help="The task's own by name, the folder of yours, or none for the network alone.")
+        str, typer.Option(help="spatial, learned-ema, ema, none (the network alone), or a folder of yours.")
     ] = "default",
     strength: Annotated[float, typer.Option(help="How much the past counts: 0 off, 1 as trained, 2 stronger.")] = 1.0,
     compare: Annotated[bool, typer.Option("--compare", help="Write network alone | stabilized.")] = False,
@@ -164,8 +170,11 @@ def demo(
 
 def main() -> None:
     """Run a command; bad input gets one line on stderr and exit code 2, never a stack trace."""
+    for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+        signal.signal(number, signal.default_int_handler)  # tidy up, as after Ctrl-C
+    warnings.showwarning = lambda message, *_: _say(f"warning: {message}")
     try:
-        code = app(standalone_mode=False)
+        code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except (typer.TyperException, InputError) as error:
         message = error.format_message() if hasattr(error, "format_message") else str(error)
         _say("error: " + " ".join(message.split()))
@@ -174,7 +183,7 @@ def main() -> None:
         _say(f"error: {error.filename or 'a file'} cannot be used: {error.strerror or error}.")
         code = BAD_INPUT
     if code == INTERRUPTED:  # what typer makes of Ctrl-C
-        _say("stopped; nothing was left behind.")
+        _say("stopped; no output was written.")
     sys.exit(code)
 
 

@@ -69,6 +69,9 @@ def to_onnx(model: StabilizedModel, path: str | Path, example: Tensor) -> dict[s
     Outputs: `output` (or the names of the base's entries), and for each state input NAME an output `next:NAME` to be
     fed back with the next frame.
 
+    The graph is fixed to the size and batch of `example`; `fresh_state` tells the shapes of the state. Everything is in
+    one file, which holds up to 2 GB.
+
     Returns:
         {"inputs": names, "outputs": names}, in the graph's order.
 
@@ -80,12 +83,21 @@ def to_onnx(model: StabilizedModel, path: str | Path, example: Tensor) -> dict[s
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise InputError(f'Writing ONNX needs {error.name}: pip install "unflicker[export]".') from None
+    if not Path(path).absolute().parent.is_dir():
+        raise InputError(f"The folder {Path(path).parent} does not exist; make it first.")
     program = to_exported_program(model, example)
     state = list(fresh_state(model, example))
     with evaluating(model), torch.no_grad():
         outputs = list(_outputs(model(example)[0]))
     names = {"inputs": ["frame", "strength", *state], "outputs": [*outputs, *(f"next:{name}" for name in state)]}
-    torch.onnx.export(program, f=str(path), input_names=names["inputs"], output_names=names["outputs"], verbose=False)
+    torch.onnx.export(
+        program,
+        f=str(path),
+        input_names=names["inputs"],
+        output_names=names["outputs"],
+        verbose=False,
+        external_data=False,
+    )
     return names
 
 

@@ -116,7 +116,8 @@ def put(value: Any, selector: str, tensor: Tensor) -> Any:
         items = list(value)
         items[name] = tensor
         return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
-    changed = copy.copy(value)
+    # Plain dicts and lists without copy.copy, which torch.compile cannot follow.
+    changed = dict(value) if type(value) is dict else list(value) if type(value) is list else copy.copy(value)
     changed[name] = tensor
     return changed
 

@@ -21,6 +21,7 @@ from unflicker.stabilizers import Chain, Stabilizer, from_map, to_map
 from unflicker.state import State, part, restart, under
 
 Controllers = Controller | tuple[Controller, ...]
+MOST = 1e6  # strength from which the past counts for all there is
 
 
 @dataclass
@@ -66,6 +67,8 @@ def stabilize(
     >>> torch.equal(y, net(frame))  # the first frame is the base's
     True
     """
+    if not isinstance(example, Tensor):
+        raise InputError(f"example must be a tensor of frames (B, C, H, W), got {type(example).__name__}.")
     if example.ndim != 4 or not example.is_floating_point():
         raise InputError(f"example must be frames (B, C, H, W) of a floating type, got {shown(example)}.")
     choices = resolve(base, plan)
@@ -179,6 +182,10 @@ class StabilizedModel(nn.Module):
         Raises:
             InputError: a shape does not fit.
         """
+        if self._call is not None:
+            raise InputError("This model is in a forward pass already; give every thread a copy.deepcopy of its own.")
+        if not isinstance(x, Tensor):
+            raise InputError(f"x must be a tensor (B, C, H, W) or (B, T, C, H, W), got {type(x).__name__}.")
         clip = x.ndim == 5
         call = self._open(x, state, reset, strength, guide, mask)
         folded = x.flatten(0, 1) if clip else x
@@ -249,7 +256,7 @@ class StabilizedModel(nn.Module):
         for key, place in self.places.items():
             stabilizer = self.stabilizers[_module_name(key)]
             shape = " x ".join(str(n) for n in place.shape)
-            rows.append((str(place.address) or '""', type(stabilizer).__name__, shape, f"{_parameters(stabilizer):,}"))
+            rows.append((str(place.address) or '""', str(stabilizer), shape, f"{_parameters(stabilizer):,}"))
             added += _parameters(stabilizer)
         for each in self.controllers:
             rows.append(("controller", f"width {each.width}", f"1/{each.downscale} size", f"{_parameters(each):,}"))
@@ -322,15 +329,15 @@ class StabilizedModel(nn.Module):
         if not isinstance(strength, (int, float, Tensor)):
             raise InputError(f"strength must be a number or a tensor, got {type(strength).__name__}.")
         if not isinstance(strength, Tensor):
-            if not 0 <= strength < float("inf"):
-                raise InputError(f"strength must be 0 (off) or more, got {strength}.")
+            if not 0 <= strength <= MOST:
+                raise InputError(f"strength must be 0 (off) or more, up to {MOST:g}, got {strength}.")
             strength = torch.full((), strength, dtype=x.dtype, device=x.device)
         elif (
             not torch.compiler.is_compiling()
             and strength.device.type == "cpu"
-            and not bool(((strength >= 0) & strength.isfinite()).all())
+            and not bool(((strength >= 0) & (strength <= MOST)).all())
         ):
-            raise InputError(f"strength must be 0 (off) or more, got {strength.tolist()}.")
+            raise InputError(f"strength must be 0 (off) or more, up to {MOST:g}, got {strength.tolist()}.")
         strength = _per_frame("strength", strength.to(x), streams, frames)
         call = _Call(streams, frames, state or {}, strength, resets, mask, [])
         call.following["size"] = x.new_zeros(streams, 0, *x.shape[-2:])

@@ -45,6 +45,8 @@ def resolve(base: nn.Module, plan: Plan) -> dict[Address, Choice]:
         found = "an empty one" if isinstance(plan, Mapping) else type(plan).__name__
         raise InputError(f'A plan says where to put what, as {{"": EMA(0.1)}} does for the output; got {found}.')
     for text, template in plan.items():
+        if not isinstance(text, str):
+            raise InputError(f'A plan names layers by text, as "decoder.0"; got {text!r}.')
         if isinstance(template, type) and issubclass(template, Stabilizer):
             raise InputError(f"The plan gives the class {template.__name__} for {text!r}; write {template.__name__}().")
         if template is not None and not isinstance(template, Stabilizer):

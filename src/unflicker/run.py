@@ -17,7 +17,7 @@ from torch import Tensor
 
 from unflicker.checks import InputError
 from unflicker.corruptions import Corruption
-from unflicker.model import StabilizedModel
+from unflicker.model import MOST, StabilizedModel
 from unflicker.state import State
 from unflicker.video.ahead import WriteBehind, read_ahead
 from unflicker.video.base import Frame
@@ -78,8 +78,8 @@ def run_video(
     Raises:
         InputError: something cannot be read or written; no destination is left behind.
     """
-    if not 0 <= strength < float("inf"):
-        raise InputError(f"strength must be 0 (off) or more, got {strength}.")
+    if not 0 <= strength <= MOST:
+        raise InputError(f"strength must be 0 (off) or more, up to {MOST:g}, got {strength}.")
     return _process(
         partial(_infer, model, strength=strength, compare=compare),
         source,

@@ -52,6 +52,8 @@ def fit(
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
         raise InputError("There is nothing to train: the stabilizers of this model have no weights.")
+    if steps < 1:
+        raise InputError(f"fit takes one step or more, got {steps}.")
     optimizer = torch.optim.Adam(parameters, lr=learning_rate)
     warm_up = max(1, steps // 50)
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -63,10 +65,14 @@ def fit(
     try:
         for step, (clip, target) in enumerate(batches, start=1):
             preds, _ = model(clip)
+            if not isinstance(preds, Tensor):
+                kind = type(preds).__name__
+                raise InputError(f"fit needs a network that returns a tensor; this one returns a {kind}: wrap it.")
             terms = unified_loss(preds, target, stability=stability)
             if not torch.isfinite(terms["total"]):
+                found = terms["total"].item()
                 raise FloatingPointError(
-                    f"The loss is {terms['total'].item()} at step {step}: lower the learning rate."
+                    f"The loss is {found} at step {step}: lower the learning rate, or look for NaN in the clips."
                 )
             optimizer.zero_grad()
             terms["total"].backward()

@@ -45,6 +45,17 @@ class Stabilizer(nn.Module):
         """Return the constructor's arguments, enough to make the same template again."""
         return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
 
+    def __repr__(self) -> str:
+        """Show the first setting, and what else differs from the defaults."""
+        told: list[str] = []
+        for name, parameter in inspect.signature(type(self)).parameters.items():
+            value = getattr(self, name)
+            if parameter.kind is parameter.POSITIONAL_OR_KEYWORD and not told:
+                told.append(repr(value))
+            elif name != "layout" and value != parameter.default:
+                told.append(f"{name}={value!r}")
+        return f"{type(self).__name__}({', '.join(told)})"
+
     def fresh(self, z: Tensor) -> State:
         """Return the state before the first frame, all zero, for a layer that returns `z` (B, C, H, W).
 

@@ -35,6 +35,9 @@ class Chain(Stabilizer):
     def uses_controller(self) -> bool:  # type: ignore[override]
         return any(member.uses_controller for member in self.members)
 
+    def __repr__(self) -> str:
+        return f"Chain({', '.join(map(repr, self.members))})"
+
     def settings(self) -> dict[str, Any]:
         return {"members": list(self.members)}
 

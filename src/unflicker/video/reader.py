@@ -204,7 +204,10 @@ class VideoReader(Reader):
         told = f"{self._pictures} frames were decoded, but the file is"
         if self._packets < self._listed:
             return f"{told} cut off: {self._packets} of its {self._listed} video packets are there."
-        if self._end < self._duration - 1:
+        slack = max(
+            0.15, 3 / float(self._stream.average_rate or 25)
+        )  # the end is told in milliseconds, and of the longest stream
+        if self._end < self._duration - slack:
             return f"{told} cut off: it ends after {self._end:.1f} of {self._duration:.1f} seconds."
         if self._reason:
             return f"{told} damaged, broken packets: {max(self._broken, 1)} ({self._reason})."
@@ -223,8 +226,8 @@ class FolderReader(Reader):
     ) -> None:
         self.path = Path(path)
         rate = Fraction(frame_rate).limit_denominator(100_000) if math.isfinite(frame_rate) else Fraction(0)
-        if rate <= 0:
-            raise InputError(f"The frame rate must be above 0 images per second, got {frame_rate}.")
+        if not 0.01 <= rate <= 1000:
+            raise InputError(f"The frame rate must lie between 0.01 and 1000 images per second, got {frame_rate}.")
         names = os.listdir(self.path)
         files = [self.path / n for n in names if Path(n).suffix.lower() in IMAGES and not n.startswith(".")]
         if not files:
