@@ -339,7 +339,8 @@ def test_a_file_cut_off_in_the_middle_gives_what_there_is(tmp_path):
     assert "warning" in done.stderr and str(frames) in done.stderr and 0 < frames < 40
 
 
-def test_ctrl_c_leaves_nothing_that_looks_complete(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_leaves_nothing_that_looks_complete(tmp_path, number):
     source = make(tmp_path / "in.mp4", 200, 320, 192)
     arguments = [sys.executable, "-m", "unflicker", "run", str(source), str(tmp_path / "out.mp4"), "--adapter", "ema"]
     process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, start_new_session=True)
@@ -348,7 +349,7 @@ def test_ctrl_c_leaves_nothing_that_looks_complete(tmp_path):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
     time.sleep(0.5)
-    os.kill(process.pid, signal.SIGINT)
+    os.kill(process.pid, number)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130, said
     assert "stopped" in said and "Traceback" not in said
