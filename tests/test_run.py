@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import av
@@ -343,7 +344,9 @@ def test_a_file_cut_off_in_the_middle_gives_what_there_is(tmp_path):
 def test_ctrl_c_leaves_nothing_that_looks_complete(tmp_path, number):
     source = make(tmp_path / "in.mp4", 200, 320, 192)
     arguments = [sys.executable, "-m", "unflicker", "run", str(source), str(tmp_path / "out.mp4"), "--adapter", "ema"]
-    process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    # What runs these tests may ignore the signals, as a shell does for what is in the background; children inherit it.
+    heed = partial(signal.signal, number, signal.SIG_DFL)
+    process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob("out.mp4.*.part")):
         assert process.poll() is None and time.monotonic() < deadline

@@ -171,7 +171,8 @@ def demo(
 def main() -> None:
     """Run a command; bad input gets one line on stderr and exit code 2, never a stack trace."""
     for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
-        signal.signal(number, signal.default_int_handler)  # tidy up, as after Ctrl-C
+        if signal.getsignal(number) == signal.SIG_DFL:  # nohup's wish is kept
+            signal.signal(number, signal.default_int_handler)  # tidy up, as after Ctrl-C
     warnings.showwarning = lambda message, *_: _say(f"warning: {message}")
     try:
         code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
