@@ -123,30 +123,46 @@ def _fuse_in_place(
     some_groups = max(1, min(planes, groups // (2 * k * k)))  # which bounds the memory for their weights
     out = torch.empty_like(z)
     out, z, past, logits = (v.unflatten(1, (groups, -1)) for v in (out, z, past, logits))
+    seen = seen.unsqueeze(2)
     shared = z.shape[2] > k * k  # then it is less work to divide the weights than the result
-    shifts = []
+    windows: list[tuple[tuple, tuple] | None] = []  # where each neighbour is inside the frame, and what it meets there
     for i in range(k * k):
         dy, dx = i // k - k // 2, i % k - k // 2
-        if abs(dy) < height and abs(dx) < width:
-            here = (..., slice(max(0, -dy), height - max(0, dy)), slice(max(0, -dx), width - max(0, dx)))
-            there = (..., slice(max(0, dy), height + min(0, dy)), slice(max(0, dx), width + min(0, dx)))
-            shifts.append((i, here, there))
+        here = (..., slice(max(0, -dy), height - max(0, dy)), slice(max(0, -dx), width - max(0, dx)))
+        there = (..., slice(max(0, dy), height + min(0, dy)), slice(max(0, dx), width + min(0, dx)))
+        windows.append((here, there) if abs(dy) < height and abs(dx) < width else None)
+    strength = torch.log2(strength).unsqueeze(2)
     for group in range(0, groups, some_groups):
         part = slice(group, group + some_groups)
         shift = logits[:, part].amax(2, keepdim=True).clamp_min_(0).mul_(-LOG2_E)  # keeps exp2() in range
-        present = torch.exp2(shift)
-        weights = torch.add(shift + torch.log2(strength).unsqueeze(2), logits[:, part], alpha=LOG2_E).exp2_()
-        total = present + weights.sum(2, keepdim=True) if paper_exact else present.clone()
-        for i, here, there in () if paper_exact else shifts:
-            total[:, :, 0][here].addcmul_(weights[:, :, i][here], seen[there])
-        if shared:
-            present /= total
-            weights /= total
+        total = torch.exp2(shift)
+        present = total.clone()
+        weights = torch.empty_like(logits[:, part] if shared else shift)
+        shift += strength
+        fused = out[:, part]
+        if not shared:
+            torch.mul(z[:, part], present, out=fused)
+        for i, window in enumerate(windows):
+            weight = weights[:, :, i : i + 1] if shared else weights  # one plane that stays in cache
+            torch.add(shift, logits[:, part, i : i + 1], alpha=LOG2_E, out=weight).exp2_()
+            if paper_exact:
+                total += weight
+            if window is not None:
+                here, there = window
+                if not paper_exact:
+                    total[here].addcmul_(weight[here], seen[there])
+                if not shared:
+                    fused[here].addcmul_(weight[here], past[:, part][there])
+        if not shared:
+            fused /= total
+            continue
+        present /= total
+        weights /= total
         for channel in range(0, z.shape[2], some_channels):
             where = (slice(None), part, slice(channel, channel + some_channels))
-            fused, then = torch.mul(z[where], present, out=out[where]), past[where]
-            for i, here, there in shifts:
-                fused[here].addcmul_(weights[:, :, i : i + 1][here], then[there])
-            if not shared:
-                fused /= total
+            torch.mul(z[where], present, out=out[where])
+            for i, window in enumerate(windows):
+                if window is not None:
+                    here, there = window
+                    out[where][here].addcmul_(weights[:, :, i : i + 1][here], past[where][there])
     return out.flatten(1, 2)
