@@ -2,9 +2,9 @@
 
     OMP_NUM_THREADS=1 python benchmarks/fusion.py
 
-Under glibc's default malloc much of the unfold form's time is page faults of its large temporaries. With the thresholds
-that the commands set (MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=4294967296 MALLOC_TOP_PAD_=268435456) the
-ratios are about a third of the default's; the memory figure means nothing then.
+Under glibc's default malloc much of the unfold form's time is page faults of its large temporaries. With the
+thresholds that the commands set (MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=4294967296
+MALLOC_TOP_PAD_=268435456) the ratios are about a third of that; the memory figure means nothing then.
 
 Times are this process's CPU milliseconds (wall for --threads 2), the least of several runs; memory is how far a
 fresh process grows while one step runs, in feature maps.

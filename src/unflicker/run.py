@@ -25,8 +25,8 @@ from unflicker.video.reader import open_reader
 from unflicker.video.writer import open_writer
 
 # Scene cuts are looked for in the brightness of pictures about 16 pixels wide. On 21 real clips with noise of 0 to 0.6,
-# 99 % of the frames score below 7 and 0.3 % at most are taken for a cut; 18 to 20 of the 20 cuts between clips are found.
-# A false alarm costs little; noise of 0.6 raises some in frames less than 300 pixels wide.
+# 99 % of the frames score below 7, about 0.3 % are taken for a cut, and 18 to 20 of the 20 cuts between clips are
+# found. A false alarm costs little; noise of 0.6 raises some in frames less than 300 pixels wide.
 CUT_WIDTH, CUT_SCORE = 16, 9.0
 
 
