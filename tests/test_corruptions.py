@@ -23,6 +23,7 @@ from unflicker.corruptions import (
     IFGSM,
     JPEG,
     CameraShake,
+    ClaheFlicker,
     ColorJitter,
     Compose,
     Corruption,
@@ -31,6 +32,7 @@ from unflicker.corruptions import (
     DuplicatedFrames,
     Elastic,
     ExposureFlicker,
+    FieldJitter,
     Fog,
     FrameDrop,
     FrozenFrames,
@@ -47,6 +49,7 @@ from unflicker.corruptions import (
     ShotNoise,
     Snow,
     SpeckleNoise,
+    ToneJitter,
     gaussian_noise,
     parse,
 )
@@ -56,7 +59,7 @@ NAMES = list(CORRUPTIONS)
 LOOK_BACK = {"h264", "frozen_frames", "duplicated_frames"}
 NOTHING_DRAWN = {"jpeg", "h264", "pixelate", "defocus_blur", "detouch"}
 MOVES = {"rain", "snow", "fog", "camera_shake"}
-QUANTIZED = {"jpeg", "h264", "shot_noise"}
+QUANTIZED = {"jpeg", "h264", "shot_noise", "clahe_flicker"}
 
 every_kind = pytest.mark.parametrize("name", NAMES)
 
@@ -398,6 +401,53 @@ def test_colour_formulas():
     assert torch.allclose(GammaFlicker(spread=0.3, seed=1)(clip), clip ** math.exp(0.3 * z), atol=1e-6)
 
 
+def test_tone_jitter_is_its_formula():
+    clip = torch.rand(1, 3, 6, 6)
+    jitter = ToneJitter(gain=0.2, gamma=0.3, balance=0.1, seed=4)
+    z = jitter._rng(0, 0).standard_normal(5)
+    expected = clip.double() ** math.exp(0.3 * z[1])
+    expected *= torch.from_numpy(np.exp(0.2 * z[0] + 0.1 * z[2:]))[:, None, None]
+    assert torch.allclose(jitter(clip).double(), expected.clamp(0, 1), atol=1e-6)
+
+
+def test_tones_spread_as_they_say():
+    grey = torch.full((800, 3, 1, 1), 0.25)
+    gains = (ToneJitter(gain=0.08, gamma=0.0, balance=0.0)(grey) / 0.25).log().flatten(1)
+    assert gains.std(0).tolist() == pytest.approx([0.08] * 3, rel=0.1)
+    assert torch.allclose(gains[:, 0], gains[:, 2], atol=1e-6)
+    gammas = (ToneJitter(gain=0.0, gamma=0.08, balance=0.0)(grey).log() / math.log(0.25)).log()
+    assert gammas.std().item() == pytest.approx(0.08, rel=0.1)
+    balance = (ToneJitter(gain=0.0, gamma=0.0, balance=0.04)(grey) / 0.25).log().flatten(1)
+    assert balance.std().item() == pytest.approx(0.04, rel=0.1)
+    assert np.corrcoef(balance.T)[0, 1] == pytest.approx(0, abs=0.1)
+
+
+def test_the_field_is_smooth_and_has_its_nodes():
+    grey = torch.full((300, 3, 49, 81), 0.25)
+    logs = (FieldJitter(amplitude=0.08, colour=0.0)(grey) / 0.25).log()
+    nodes = logs[..., ::24, ::20]  # 3 x 5 of them, with the corners
+    assert nodes.std().item() == pytest.approx(0.08, rel=0.05)
+    assert logs.diff(dim=-1).abs().max() < 0.03 and logs.diff(dim=-2).abs().max() < 0.03
+    assert np.corrcoef(nodes[:, 0].flatten(1).T)[0, 1] == pytest.approx(0, abs=0.15)
+    own = (FieldJitter(amplitude=0.0, colour=0.04)(grey) / 0.25).log()[..., 0, 0]
+    assert own.std().item() == pytest.approx(0.04, rel=0.1)
+    assert np.corrcoef(own.T)[0, 1] == pytest.approx(0, abs=0.15)
+
+
+def test_clahe_is_opencvs(film):
+    cv2 = pytest.importorskip("cv2")
+    grey = F.interpolate(film[:1, :1], (128, 150)).mul(255).round().div(255)
+    out = ClaheFlicker(limit=(2.0, 2.0), tiles=(4, 4))(grey)
+    expected = cv2.createCLAHE(2.0, (4, 4)).apply(grey[0, 0].mul(255).round().byte().numpy())
+    assert np.array_equal(out[0, 0].mul(255).round().numpy(), expected)
+    colour = ClaheFlicker(severity=5, seed=2)(film)
+    inside = ((colour > 0) & (colour < 1)).all(1)
+    change = colour - film
+    assert torch.allclose(change[:, 0][inside], change[:, 1][inside], atol=1e-6)  # luma alone
+    steady = ClaheFlicker(limit=(2, 2), tiles=(1, 1))  # nothing is left to be drawn
+    assert torch.equal(steady(film[:1]), ClaheFlicker(limit=(2, 2), tiles=(1, 1), seed=9)(film[:1], start=5))
+
+
 def test_h264_remembers(film):
     """A frame of a stream is predicted from the last; the same frame alone is a key frame."""
     clip = film[:6]
@@ -571,6 +621,9 @@ def test_parse_says_what_is_wrong(text, options, words):
         (lambda: DuplicatedFrames(p=0.6), "from 0 to 0.5"),
         (lambda: GaussianBlur(sigma=(2.0, 1.0)), r"sigma must be a pair \(least, most\)"),
         (lambda: RemovedRectangles(count=3), "count must be a pair"),
+        (lambda: FieldJitter(cells=0), "cells must be a number from 1 to 64"),
+        (lambda: ClaheFlicker(limit=(0.5, 2.0)), "limit must be a pair .* from 1 on"),
+        (lambda: ClaheFlicker(tiles=(2, 100)), "tiles must be whole numbers from 1 to 64"),
         (lambda: Compose([Snow]), "corruptions that are made"),
     ],
 )
@@ -598,7 +651,7 @@ def test_clips_that_cannot_be_used(name, clip, start, words):
         make(name)(clip, start=start)
 
 
-@pytest.mark.parametrize("name", ["jpeg", "h264", "color_jitter", "detouch"])
+@pytest.mark.parametrize("name", ["jpeg", "h264", "color_jitter", "detouch", "clahe_flicker"])
 def test_colour_needs_colour(name):
     with pytest.raises(InputError, match=rf"{name} .*3 .*\(1, 4, 8, 8\)"):
         make(name)(torch.rand(1, 4, 8, 8))

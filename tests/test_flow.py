@@ -1,6 +1,7 @@
 """Optical flow against motion that is known, and the masks against the published formulas written out."""
 
 import functools
+import importlib.util
 
 import numpy as np
 import pytest
@@ -8,7 +9,10 @@ import torch
 from scipy.ndimage import gaussian_filter, map_coordinates
 
 from unflicker.checks import InputError
-from unflicker.flow import consistent, flow, warp
+from unflicker.data.synthetic import demo_clip
+from unflicker.flow import consistent, flow, torch_flow, warp
+
+missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
 
 
 def texture(height, width, seed=0):
@@ -37,21 +41,123 @@ def test_dis_finds_a_shift(shifted, preset, scale, within):
     assert (a - warp(b, found))[..., 8:-8, 8:-8].abs().mean() < 0.1 * (a - b)[..., 8:-8, 8:-8].abs().mean()
 
 
-def test_frames_of_a_batch_do_not_see_each_other(shifted):
+@pytest.mark.parametrize(("x", "y"), [(2, 1), (-1, 0), (0, -3), (7, -5), (-14, 6)])
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_torch_finds_a_shift(x, y, scale):
+    large = texture(200, 260, seed=3)[None]
+    a, b = large[..., 30:170, 30:230], large[..., 30 - y : 170 - y, 30 - x : 230 - x]
+    found = flow(a, b, method="torch", scale=scale)
+    error = (found - torch.tensor([x, y], dtype=a.dtype).view(1, 2, 1, 1)).norm(dim=1)[:, 40:-40, 40:-40]
+    assert error.median() < 0.1 / scale
+    assert error.mean() < 0.2 / scale
+
+
+def test_torch_follows_a_zoom_to_a_fraction_of_a_pixel():
+    b = texture(96, 160, seed=5)[None]
+    y, x = torch.meshgrid(torch.arange(96) - 47.5, torch.arange(160) - 79.5, indexing="ij")
+    true = torch.stack([0.03 * x + 0.01 * y, 0.03 * y - 0.01 * x])[None]
+    error = (flow(warp(b, true), b, method="torch") - true).norm(dim=1)
+    assert error[:, 8:-8, 8:-8].mean() < 0.1
+
+
+def test_torch_foretells_the_demo_clip_as_well_as_dis():
+    clip = demo_clip(46, 96, 160)[36:]
+    a, b = clip[1:], clip[:-1]
+    found = {name: warp(b, flow(a, b, method=name)) for name in ("none", "dis", "torch")}
+    off = {name: (warped - a).abs().clamp_max(0.1).mean() for name, warped in found.items()}
+    assert off["torch"] < 1.05 * off["dis"] < 0.5 * off["none"]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (2, 2), (7, 3), (11, 64), (37, 53)])
+def test_torch_takes_any_size(size):
+    a = torch.rand(2, 3, *size)
+    assert flow(a, a.flip(-1), method="torch").isfinite().all()
+    assert flow(a, a, method="torch").abs().max() < 1e-3
+    flat = torch.full((2, 3, *size), 0.4)
+    assert flow(flat, flat, method="torch").abs().max() == 0
+    found = flow(flat, flat + 0.2, method="torch", scale=0.5)
+    assert found.shape == (2, 2, *size) and found.abs().max() < 1e-3
+
+
+every_method = pytest.mark.parametrize("method", ["dis", "torch"])
+
+
+@every_method
+def test_frames_of_a_batch_do_not_see_each_other(shifted, method):
     a, b = shifted
-    both = flow(torch.cat([a, a]), torch.cat([b, a]))
-    assert torch.equal(both[:1], flow(a, b))
+    both = flow(torch.cat([a, a]), torch.cat([b, a]), method=method)
+    torch.testing.assert_close(both[:1], flow(a, b, method=method), rtol=0, atol=0 if method == "dis" else 1e-4)
     assert both[1].abs().max() < 0.05
 
 
-def test_grey_double_and_values_out_of_range_are_taken(shifted):
+@every_method
+def test_grey_double_and_values_out_of_range_are_taken(shifted, method):
     a, b = (frame[:, :1].double() for frame in shifted)
-    found = flow(a, b)
+    found = flow(a, b, method=method)
     assert found.dtype == torch.float64
     assert (found.median() - 1.5).abs() < 0.6
+    assert flow(a.bfloat16(), b.bfloat16(), method=method).dtype == torch.bfloat16
     a = a.clone()
     a[..., 0, 0], a[..., 0, 1] = torch.nan, 9.0
-    assert flow(a, b).isfinite().all()
+    found = flow(a, b, method=method)
+    assert found.isfinite().all()
+    a[..., 0, 0], a[..., 0, 1] = 0.0, 1.0
+    assert torch.equal(found, flow(a, b, method=method))
+
+
+def test_auto_takes_dis_where_it_can(shifted, monkeypatch):
+    a, b = shifted
+    assert torch.equal(flow(a, b, method="auto"), flow(a, b, method="dis"))
+    small = (a[..., :8, :8], b[..., :8, :8])
+    assert torch.equal(flow(*small, method="auto"), flow(*small, method="torch"))
+    assert flow(a.to("meta"), b.to("meta"), method="auto").device.type == "meta"
+    monkeypatch.setattr("unflicker.flow.dis._installed", lambda: False)
+    assert torch.equal(flow(a, b, method="auto"), flow(a, b, method="torch"))
+    with pytest.raises(InputError, match=r'pip install opencv-python-headless; method="torch" needs nothing'):
+        flow(a, b, method="dis")
+
+
+class Search(torch.nn.Module):
+    def forward(self, a, b):
+        return flow(a, b, method="torch", scale=0.5)
+
+
+@pytest.fixture(params=[(48, 64), (45, 67)], ids=["even", "odd"])
+def pair(request, shifted):
+    height, width = request.param
+    return tuple(frame[..., :height, :width].contiguous() for frame in shifted)
+
+
+def test_torch_is_one_graph(pair):
+    compiled = torch.compile(Search(), fullgraph=True, backend="aot_eager", dynamic=False)
+    torch.testing.assert_close(compiled(*pair), Search()(*pair), rtol=0, atol=1e-3)
+
+
+def test_torch_exports(pair):
+    program = torch.export.export(Search(), pair)
+    torch.testing.assert_close(program.module()(*pair), Search()(*pair), rtol=0, atol=1e-3)
+
+
+@pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}")
+@pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning")
+def test_torch_runs_in_onnxruntime(shifted, tmp_path):
+    import onnxruntime
+
+    pair = tuple(frame[..., :22, :24].contiguous() for frame in shifted)
+    torch.onnx.export(Search().eval(), pair, tmp_path / "flow.onnx", dynamo=True, verbose=False)
+    session = onnxruntime.InferenceSession(str(tmp_path / "flow.onnx"), providers=["CPUExecutionProvider"])
+    names = [each.name for each in session.get_inputs()]
+    (found,) = session.run(None, {name: frame.numpy() for name, frame in zip(names, pair, strict=True)})
+    torch.testing.assert_close(torch.from_numpy(found), Search()(*pair), rtol=0, atol=1e-2)
+
+
+def test_dis_refuses_export(shifted):
+    class Dis(torch.nn.Module):
+        def forward(self, a, b):
+            return flow(a, b)
+
+    with pytest.raises(InputError, match=r'cannot be exported; method="torch" can'):
+        torch.export.export(Dis(), shifted, strict=False)
 
 
 def test_a_callable_is_asked_and_none_stands_still(shifted):
@@ -113,6 +219,8 @@ def test_errors_say_what_came(shifted):
         flow(a, b, scale=0.1)
     with pytest.raises(InputError, match="at most 1, got 2"):
         flow(a, b, scale=2)
+    with pytest.raises(InputError, match="above 0 and at most 1, got 0"):
+        torch_flow(a, b, scale=0)
     with pytest.raises(InputError, match=r"must return a tensor \(1, 2, 64, 80\), got \(1, 3, 64, 80\)"):
         flow(a, b, method=lambda a, b: a)
     with pytest.raises(InputError, match=r"must return a tensor \(1, 2, 64, 80\), got NoneType"):

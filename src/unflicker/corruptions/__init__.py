@@ -14,6 +14,7 @@ from unflicker.corruptions.adversarial import IFGSM
 from unflicker.corruptions.base import Corruption, Draw
 from unflicker.corruptions.colour import ColorJitter, Detouch, ExposureFlicker, GammaFlicker
 from unflicker.corruptions.compression import H264, JPEG, Pixelate
+from unflicker.corruptions.flicker import ClaheFlicker, FieldJitter, ToneJitter
 from unflicker.corruptions.geometry import CameraShake, Elastic
 from unflicker.corruptions.noise import GaussianNoise, ImpulseNoise, ShotNoise, SpeckleNoise, gaussian_noise
 from unflicker.corruptions.occlusion import DuplicatedFrames, FrameDrop, FrozenFrames, PatchDrop, RemovedRectangles
@@ -42,6 +43,9 @@ _KINDS: tuple[type[Corruption], ...] = (
     Detouch,
     ExposureFlicker,
     GammaFlicker,
+    ToneJitter,
+    FieldJitter,
+    ClaheFlicker,
     Rain,
     Snow,
     RandomSnow,
@@ -111,6 +115,7 @@ __all__ = [
     "IFGSM",
     "JPEG",
     "CameraShake",
+    "ClaheFlicker",
     "ColorJitter",
     "Compose",
     "Corruption",
@@ -119,6 +124,7 @@ __all__ = [
     "DuplicatedFrames",
     "Elastic",
     "ExposureFlicker",
+    "FieldJitter",
     "Fog",
     "FrameDrop",
     "FrozenFrames",
@@ -135,6 +141,7 @@ __all__ = [
     "ShotNoise",
     "Snow",
     "SpeckleNoise",
+    "ToneJitter",
     "gaussian_noise",
     "parse",
 ]
