@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from unflicker.controllers import Controller
 from unflicker.model import StabilizedModel, stabilize
-from unflicker.stabilizers import EMA, Chain, Controlled, Gaussian, LearnedEMA, Spatial, Stabilizer
+from unflicker.stabilizers import EMA, Aligned, Chain, Controlled, Gaussian, LearnedEMA, Spatial, Stabilizer
 
 torch.set_num_threads(1)
 
@@ -55,6 +55,11 @@ KINDS = [
     Kind("spatial-shared", lambda: Spatial(3, groups=1, hidden=8)),
     Kind("spatial-paper", lambda: Spatial(3, hidden=8, paper_exact=True)),
     Kind("spatial-papercontroller", lambda: Spatial(3, hidden=8), lambda: Controller.paper(width=8)),
+    Kind("aligned", lambda: Aligned()),
+    Kind("aligned-output", lambda: Aligned(evidence="output")),
+    Kind("aligned-torch", lambda: Aligned(flow="torch")),
+    Kind("aligned-depth", lambda: Aligned(signal="depth")),
+    Kind("aligned-logits", lambda: Aligned(signal="logits")),
     Kind("chain", lambda: Chain(EMA(0.3), Spatial(3, hidden=8))),
 ]
 

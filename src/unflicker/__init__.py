@@ -15,6 +15,7 @@ _ROOMS = {
     "Gaussian": "stabilizers",
     "Controlled": "stabilizers",
     "Spatial": "stabilizers",
+    "Aligned": "stabilizers",
     "Chain": "stabilizers",
     "Controller": "controllers",
     "save_adapter": "checkpoint",
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
     from unflicker.model import stabilize as stabilize
     from unflicker.stabilizers import (
         EMA as EMA,
+    )
+    from unflicker.stabilizers import (
+        Aligned as Aligned,
     )
     from unflicker.stabilizers import (
         Chain as Chain,

@@ -26,6 +26,8 @@ def scale_odds(decay: Tensor, strength: Tensor) -> Tensor:
 
 def finite_pixels(z: Tensor) -> Tensor:
     """Return (B, 1, H, W) bool: the pixels of `z` (B, C, H, W) at which every channel is finite."""
+    if not torch.compiler.is_compiling() and bool(torch.isfinite(z.sum())):
+        return torch.ones_like(z[:, :1], dtype=torch.bool)  # the usual case, without looking at each value
     return torch.isfinite(z).all(dim=1, keepdim=True)
 
 
@@ -166,3 +168,137 @@ def _fuse_in_place(
                     here, there = window
                     out[where][here].addcmul_(weights[:, :, i : i + 1][here], past[where][there])
     return out.flatten(1, 2)
+
+
+def luma(frame: Tensor) -> Tensor:
+    """Return (B, 1, H, W): the BT.601 luma of RGB, or the mean of any other number of channels.
+
+    >>> luma(torch.ones(1, 3, 1, 1)).item()
+    1.0
+    """
+    if frame.shape[1] != 3:
+        return frame.mean(1, keepdim=True)
+    return frame[:, :1] * 0.299 + frame[:, 1:2] * 0.587 + frame[:, 2:] * 0.114
+
+
+def half(x: Tensor) -> Tensor:
+    """Average 2 x 2 pixels; an odd edge is averaged by itself.
+
+    >>> half(torch.arange(6.0).view(1, 1, 2, 3)).tolist()
+    [[[[2.0, 3.5]]]]
+    """
+    height, width = x.shape[-2:]
+    if height % 2 or width % 2:
+        x = F.pad(x, (0, width % 2, 0, height % 2), mode="replicate")
+    rows = x[..., ::2, :] + x[..., 1::2, :]  # several times as fast as avg_pool2d on a CPU
+    return (rows[..., ::2] + rows[..., 1::2]) / 4
+
+
+def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bring maps to another size, bilinear."""
+    return x if x.shape[-2:] == size else F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+
+
+def flow_to(flow: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bring a flow (B, 2, H, W) to maps of another size, whose pixels become its unit.
+
+    >>> flow_to(torch.ones(1, 2, 4, 8), (8, 16))[0, :, 0, 0].tolist()
+    [2.0, 2.0]
+    """
+    if flow.shape[-2:] == size:
+        return flow
+    factors = flow.new_tensor([size[1] / flow.shape[-1], size[0] / flow.shape[-2]]).view(1, 2, 1, 1)
+    return resize(flow, size) * factors
+
+
+def sample(image: Tensor, flow: Tensor, mode: str = "bicubic") -> Tensor:
+    """Fetch each pixel from where it came: out(x) = image(x + flow(x)); outside, the border repeats.
+
+    Where the flow is zero the pixel itself comes back.
+
+    Args:
+        image: (B, C, H, W).
+        flow: (B, 2, H, W), pixels along x and y.
+        mode: "bicubic" keeps detail through many frames, "bilinear" stays within the range of its neighbours.
+    """
+    return F.grid_sample(image, _grid(flow), mode=mode, padding_mode="border", align_corners=False)
+
+
+def in_frame(flow: Tensor) -> Tensor:
+    """Return (B, 1, H, W): 1 where the flow leads to a place within the frame, else 0."""
+    return (_grid(flow).abs().amax(-1) <= 1).to(flow.dtype).unsqueeze(1)
+
+
+def _grid(flow: Tensor) -> Tensor:
+    height, width = flow.shape[-2:]
+    x = torch.arange(width, dtype=flow.dtype, device=flow.device) * 2 + 1
+    y = torch.arange(height, dtype=flow.dtype, device=flow.device).unsqueeze(1) * 2 + 1
+    return torch.stack([(x + 2 * flow[:, 0]) / width - 1, (y + 2 * flow[:, 1]) / height - 1], -1)
+
+
+def box_mean(x: Tensor, size: int) -> Tensor:
+    """Average over a square of `size` (odd, at least 3) pixels; outside, the border repeats.
+
+    >>> [round(value, 4) for value in box_mean(torch.arange(4.0).view(1, 1, 1, 4), 3).flatten().tolist()]
+    [0.3333, 1.0, 2.0, 2.6667]
+    """
+    reach, (height, width) = size // 2, x.shape[-2:]
+    padded = F.pad(x, (reach, reach, reach, reach), mode="replicate")
+    # Shifted slices vectorize, where pooling does not: eight times as fast on a CPU.
+    rows = padded[..., :height, :] + padded[..., 1 : 1 + height, :]
+    for i in range(2, size):
+        rows = rows + padded[..., i : i + height, :]
+    total = rows[..., :width] + rows[..., 1 : 1 + width]
+    for i in range(2, size):
+        total = total + rows[..., i : i + width]
+    return total / size**2
+
+
+def gaussian_blur(x: Tensor, sigma: float) -> Tensor:
+    """Blur with a Gaussian of standard deviation `sigma` pixels; at the border, over the part of it that is inside.
+
+    >>> round(gaussian_blur(torch.ones(1, 1, 3, 5), 1.0).min().item(), 5)
+    1.0
+    """
+    across, down = (_gaussian_matrix(n, sigma, x) for n in (x.shape[-1], x.shape[-2]))
+    return down @ x @ across.T  # on maps as small as ours, matrices beat convolutions
+
+
+def _gaussian_matrix(n: int, sigma: float, like: Tensor) -> Tensor:
+    at = torch.arange(n, dtype=like.dtype, device=like.device)
+    weights = torch.exp(-((at.unsqueeze(1) - at) / max(sigma, 1e-3)).square() / 2)
+    return weights / weights.sum(1, keepdim=True)
+
+
+def gradient(x: Tensor) -> Tensor:
+    """Return the squared gradient of each channel, (B, C, H, W), by central differences."""
+    padded = F.pad(x, (1, 1, 1, 1), mode="replicate")
+    across = padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]
+    down = padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]
+    return (across.square() + down.square()) / 4
+
+
+def median(x: Tensor) -> Tensor:
+    """Return each stream's median, (B, 1, 1, 1), over at most two thousand of its values, evenly taken.
+
+    >>> median(torch.tensor([3.0, 1.0, 2.0]).view(1, 1, 1, 3)).item()
+    2.0
+    """
+    values = x.flatten(1)
+    values = values[:, :: max(1, values.shape[1] // 1024)]
+    return values.sort(1).values[:, values.shape[1] // 2].view(-1, 1, 1, 1)
+
+
+def noise_level(plane: Tensor) -> Tensor:
+    """Return the standard deviation of the noise in one channel (B, 1, H, W), as (B, 1, 1, 1).
+
+    Immerkaer 1996, with a median for the mean so that edges do not count: what a filter leaves that is blind to
+    planes and straight edges.
+
+    >>> noise_level(torch.zeros(1, 1, 8, 8)).item()
+    0.0
+    """
+    if min(plane.shape[-2:]) < 3:
+        return torch.zeros_like(plane[..., :1, :1])
+    across = plane[..., 2:] - 2 * plane[..., 1:-1] + plane[..., :-2]
+    return median((across[..., 2:, :] - 2 * across[..., 1:-1, :] + across[..., :-2, :]).abs()) / (6 * 0.6745)

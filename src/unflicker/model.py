@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from unflicker.checks import InputError
 from unflicker.controllers import Controller
+from unflicker.guide import Guide
 from unflicker.layers import evaluating, freeze, map_tensors, pick, put
 from unflicker.plans import Place, Plan, pick_input, probe, resolve, shown, where_is
 from unflicker.stabilizers import Chain, Stabilizer, from_map, to_map
@@ -35,6 +36,7 @@ class _Call:
     reset: Tensor | None
     mask: Tensor | None
     contexts: list[tuple[Tensor, ...]]
+    guides: list[Guide] = field(default_factory=list)
     following: State = field(default_factory=dict)
     done: set[str] = field(default_factory=set)
     resized: dict[Any, tuple[Tensor, ...]] = field(default_factory=dict)
@@ -341,8 +343,12 @@ class StabilizedModel(nn.Module):
         strength = _per_frame("strength", strength.to(x), streams, frames)
         call = _Call(streams, frames, state or {}, strength, resets, mask, [])
         call.following["size"] = x.new_zeros(streams, 0, *x.shape[-2:])
-        if self._enabled and self.controllers:
-            self._look(call, (x if guide is None else guide).view(streams, frames, *x.shape[-3:]))
+        if self._enabled:
+            seen = (x if guide is None else guide).view(streams, frames, *x.shape[-3:])
+            if self.controllers:
+                self._look(call, seen)
+            if any(stabilizer.uses_guide for stabilizer in self.stabilizers.values()):
+                self._watch(call, seen)
         return call
 
     def _look(self, call: _Call, x: Tensor) -> None:
@@ -362,6 +368,18 @@ class StabilizedModel(nn.Module):
             call.contexts.append(tuple(contexts))
         for i in range(len(own)):
             call.following |= under(f"controller{i}", own[i])
+
+    def _watch(self, call: _Call, x: Tensor) -> None:
+        """Put each frame of the guide beside the one before."""
+        own = part(call.state, "guide") or Guide.fresh(x[:, 0])
+        if call.state and not part(call.state, "guide"):
+            raise InputError("The state comes from another model: it holds nothing of the guide.")
+        for t in range(call.frames):
+            if call.reset is not None:
+                own = restart(own, call.reset[:, t])
+            call.guides.append(Guide(x[:, t], own, None if call.mask is None else call.mask[:, t]))
+            own = call.guides[-1].following
+        call.following |= under("guide", own)
 
     def _context_at(self, call: _Call, t: int, size: tuple[int, int] | None) -> tuple[Tensor, ...]:
         if (t, size) not in call.resized:  # layers of one size share it
@@ -419,6 +437,7 @@ class StabilizedModel(nn.Module):
                 own,
                 strength=call.strength[:, t].view(-1, 1, 1, 1),
                 contexts=self._context_at(call, t, size) if stabilizer.uses_controller else (),
+                guide=call.guides[t] if stabilizer.uses_guide else None,
                 mask=None if call.mask is None else call.mask[:, t],
             )
             results.append(result)

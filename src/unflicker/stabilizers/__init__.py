@@ -3,6 +3,7 @@
 from typing import Any
 
 from unflicker.checks import InputError, nearest
+from unflicker.stabilizers.aligned import Aligned
 from unflicker.stabilizers.base import Layout, Stabilizer, from_map, to_map
 from unflicker.stabilizers.chain import Chain
 from unflicker.stabilizers.controlled import Controlled
@@ -10,11 +11,14 @@ from unflicker.stabilizers.ema import EMA, LearnedEMA
 from unflicker.stabilizers.gaussian import Gaussian
 from unflicker.stabilizers.spatial import Spatial
 
-KINDS: dict[str, type[Stabilizer]] = {cls.kind: cls for cls in (EMA, LearnedEMA, Gaussian, Controlled, Spatial, Chain)}
+KINDS: dict[str, type[Stabilizer]] = {
+    cls.kind: cls for cls in (EMA, LearnedEMA, Gaussian, Controlled, Spatial, Aligned, Chain)
+}
 
 __all__ = [
     "EMA",
     "KINDS",
+    "Aligned",
     "Chain",
     "Controlled",
     "Gaussian",

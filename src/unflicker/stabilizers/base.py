@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from unflicker.checks import InputError, nearest
 from unflicker.functional import finite_pixels, resize_mask
+from unflicker.guide import Guide
 from unflicker.state import State
 
 Layout = Literal["auto", "map", "plane", "tokens", "vector"]
@@ -30,6 +31,8 @@ class Stabilizer(nn.Module):
     kind: str
     """The name in `adapter.json`."""
     uses_controller = False
+    uses_guide = False
+    """Whether `forward` is given the `Guide` of the frame."""
 
     def __init__(self, layout: Layout = "auto") -> None:
         super().__init__()
@@ -81,6 +84,7 @@ class Stabilizer(nn.Module):
         *,
         strength: Tensor,
         contexts: tuple[Tensor, ...] = (),
+        guide: Guide | None = None,
         mask: Tensor | None = None,
     ) -> tuple[Tensor, State]:
         """Take one frame (B, C, H, W) through the rule.

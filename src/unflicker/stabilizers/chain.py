@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from unflicker.checks import InputError
+from unflicker.guide import Guide
 from unflicker.stabilizers.base import Layout, Stabilizer
 from unflicker.state import State, part, under
 
@@ -35,6 +36,10 @@ class Chain(Stabilizer):
     def uses_controller(self) -> bool:  # type: ignore[override]
         return any(member.uses_controller for member in self.members)
 
+    @property
+    def uses_guide(self) -> bool:  # type: ignore[override]
+        return any(member.uses_guide for member in self.members)
+
     def __repr__(self) -> str:
         return f"Chain({', '.join(map(repr, self.members))})"
 
@@ -59,11 +64,12 @@ class Chain(Stabilizer):
         *,
         strength: Tensor,
         contexts: tuple[Tensor, ...] = (),
+        guide: Guide | None = None,
         mask: Tensor | None = None,
     ) -> tuple[Tensor, State]:
         following: State = {}
         for i, member in enumerate(self.members):
             own = part(state, str(i))
-            z, own = member(z, own, strength=strength, contexts=self._own(contexts, i), mask=mask)
+            z, own = member(z, own, strength=strength, contexts=self._own(contexts, i), guide=guide, mask=mask)
             following |= under(str(i), own)
         return z, following

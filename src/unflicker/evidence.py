@@ -1,0 +1,260 @@
+"""Aligned evidence: how far a past that was brought to where things are now explains the present. Tensors in and out.
+
+Maps are (B, C, H, W); a number per stream is (B, 1, 1, 1). The rule is this project's own; `docs/aligned.md` tells it
+in words, with what each constant buys.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from unflicker.functional import box_mean, flow_to, gaussian_blur, gradient, median, resize, sample
+from unflicker.state import State
+
+# Found by random search on the training and validation clips of the benchmarks, sigma 0.1; all but the first few
+# matter little by themselves (a factor of 1.5 costs less than 0.02 dB).
+EDGE = 0.063  # variance of a residual per squared gradient: networks err at edges, flows too
+NOISE_AT_EDGES = 2.0  # the more so, the noisier what they were given: EDGE is this times its noise (half size)
+RESAMPLING = 0.02  # evidence that interpolation costs, per squared gradient over variance
+MOVED = 1.25  # the static hypothesis has no interpolation: it wins unless the moved one is this much better
+FALL, RISE = (
+    0.6,
+    1.035,
+)  # how much the noise level may change from frame to frame: one odd frame must not open the gates
+WINDOW, WIDE = 5, 15  # half-size pixels: over which residuals are averaged, and signed differences
+LONGEST = 8.0  # frames; more evidence than that is not believed
+UNLIKE_WINDOW, UNLIKE_PIXEL = 0.25, 0.18  # doubt per excess of a window's mean square, and of a pixel's
+TINY = 1e-12
+
+
+def noise_variance(residual: Tensor, before: Tensor, floor: Tensor | float) -> Tensor:
+    """Follow the variance of what is not explained; it falls fast and rises slowly.
+
+    Args:
+        residual: (B, 1, h, w), squared, as one frame alone would show it.
+        before: (B, 1, 1, 1), zero in a new video.
+        floor: the least it can be.
+
+    >>> noise_variance(torch.ones(1, 1, 4, 4), torch.tensor([[[[0.5]]]]), 1e-6).item()
+    0.5199999809265137
+    """
+    now = median(residual)
+    following = torch.minimum(torch.maximum(now, FALL * before), RISE * before)
+    return torch.where(before > 0, following, now).clamp_min(floor)
+
+
+def consistency(
+    squared: Tensor,
+    mean: Tensor,
+    signed: Tensor | None,
+    variance: Tensor,
+    *,
+    wide: int = WIDE,
+    drift: float = 4.0,
+) -> Tensor:
+    """Return how well a residual agrees with the variance one expects of it, in [0, 1].
+
+    Three tests, for three ways of being wrong: the mean square of a window (a moved edge), a pixel by itself (a small
+    thing), and the mean over a wide window (a slow drift that no variance shows).
+
+    Args:
+        squared: (B, 1, h, w), squared residual over what evidence lets one expect beyond the variance.
+        mean: the same over a window.
+        signed: (B, 1, h, w), the residual itself, or None to leave out the third test.
+        variance: (B, 1, h, w), expected of `squared`.
+        wide: window of the third test, in pixels.
+        drift: how strict the third test is.
+
+    >>> flat = torch.full((1, 1, 8, 8), 0.01)
+    >>> consistency(flat, flat, None, flat).min().item()
+    1.0
+    >>> consistency(100 * flat, 100 * flat, None, flat).max().item() < 0.001
+    True
+    """
+    excess = UNLIKE_WINDOW * (mean / variance - 1).clamp_min(0)
+    excess = excess + UNLIKE_PIXEL * (squared / variance - 1).clamp_min(0)
+    agrees = 1 / (1 + excess.square())
+    if signed is not None:
+        agrees = agrees / (1 + (drift * box_mean(signed, wide).square() / variance - 1).clamp_min(0))
+    return agrees.nan_to_num(0, 0, 0)
+
+
+def explained(residual: Tensor, by: Tensor) -> Tensor:
+    """Return the trust that is left where the guide's residual shows the same as the output's: 1 none of it, 0 all.
+
+    Grain that is in the input is no flicker of the network. (B, 1, h, w) each; half of it may be chance.
+
+    >>> texture = torch.rand(1, 1, 8, 8) - 0.5
+    >>> explained(texture, 3 * texture).max().item() < 1e-3
+    True
+    """
+    both = box_mean(residual * by, WINDOW).square()
+    alone = box_mean(residual.square(), WINDOW) * box_mean(by.square(), WINDOW)
+    return (2 * (1 - both / (alone + TINY))).clamp(0, 1)
+
+
+# --- the low band: jumps of tone that are smooth over the frame -------------------------------------------------------
+
+SPREAD = 0.04  # standard deviation of a local mean, of the frame's longer side
+COARSE = 40  # columns, about, of the maps of tone
+VISIBLE = 1 / 255  # a jump smaller than one code value of 8 bits (RMS) is not worth correcting
+LONGEST_TONE = 16.0  # frames
+CHANGE_COSTS = 0.15  # how wrong the predicted change of light may be, as a share of it
+SWINGS = 0.06  # rate at which it is learnt whether the guide itself flickers
+TONE_STATE = ("tone", "flicker", "guide_noise", "change", "swing", "age")
+
+
+class Tone(NamedTuple):
+    """What the low band says, on coarse maps. Planes come in pairs: a constant, and a slope on the guide's luma."""
+
+    jump: Tensor
+    """(B, 2 C, h, w): the smooth part of past - present."""
+    hold: Tensor
+    """(B, 2 C, h, w): what to add to the present, for the tone to stay what it was."""
+    acts: Tensor
+    """(B, 1, 1, 1) in [0, 1]: 0 where the whole jump is too small to be seen."""
+
+
+def coarseness(height: int, width: int) -> int:
+    """Return how many half-size pixels make one of the maps of tone.
+
+    >>> coarseness(96, 160), coarseness(120, 212), coarseness(540, 960), coarseness(8, 8)
+    (4, 4, 32, 2)
+    """
+    return 2 ** max(1, round(math.log2(max(height, width) / COARSE)))
+
+
+def fresh_tone(plane: Tensor) -> State:
+    """Return the state of `follow_tone` before the first frame, for planes at half size like (B, 1, h, w)."""
+    one = torch.zeros_like(plane[..., :1, :1])
+    coarse = F.avg_pool2d(torch.zeros_like(plane), coarseness(*plane.shape[-2:]), ceil_mode=True)
+    both = one.repeat(1, 2, 1, 1)
+    return {"tone": coarse, "flicker": one, "guide_noise": one, "change": coarse, "swing": both, "age": one}
+
+
+def follow_tone(
+    y: Tensor,
+    past: Tensor,
+    x: Tensor,
+    x_past: Tensor,
+    inside: Tensor,
+    flow: Tensor,
+    clean: Tensor,
+    strength: Tensor,
+    state: State,
+    *,
+    light: bool,
+) -> tuple[Tone, State]:
+    """Find the smooth jump between past and present, and how much of it is flicker.
+
+    Where the guide's past, moved, explains the guide's present, the output should have changed only as the guide did.
+    A guide whose own tone swings to and fro does not vouch for a change of tone.
+
+    Args:
+        y: the output at half size, (B, C, h, w).
+        past: the last result, moved, as `y`.
+        x: luma of the guide, (B, 1, h, w).
+        x_past: that of the last frame, moved.
+        inside: (B, 1, h, w), 0 where the past left the frame or nothing was seen.
+        flow: (B, 2, h, w), half-size pixels, from the present to the past.
+        clean: (B, 1, 1, 1), 1 where the guide is the cleaner signal; only then does its texture tell slopes.
+        strength: (B, 1, 1, 1), multiplies the odds of the past.
+        state: what this returned for the last frame, or zeros.
+        light: the output is an image, which changes with the light; depth does not.
+    """
+    k = coarseness(*y.shape[-2:])
+    sigma = SPREAD * max(y.shape[-2:]) / k
+    channels = y.shape[1]
+    dark, change, level, jump, weight = (
+        F.avg_pool2d(each, k, ceil_mode=True) for each in (x, x_past - x, y, past - y, inside)
+    )
+
+    # How far the guide's past explains its present, once a smooth change of light is taken out.
+    damping = 0.001 + state["guide_noise"]
+    constant, slope, _ = local_affine(weight, dark, change, sigma, damping, clean)
+    smooth = resize(torch.cat([constant, slope], 1), (x.shape[-2], x.shape[-1]))
+    residual = x_past - x - smooth[:, :1] - smooth[:, 1:] * x
+    squared = residual.square()
+    mean = box_mean(squared, WINDOW)
+    noise = noise_variance(mean, state["guide_noise"], 0.003**2)
+    trust = (
+        consistency(squared, mean, residual, noise + EDGE * box_mean(gradient(x), WINDOW), wide=9, drift=25) * inside
+    )
+    weight = F.avg_pool2d(trust, k, ceil_mode=True)
+    share = weight.mean((2, 3), keepdim=True)
+
+    # The guide's change and the output's jump, each an affine function of the guide's luma near every point.
+    constant, slope, support = local_affine(weight, dark, torch.cat([change, jump], 1), sigma, damping, clean)
+    (change_at, jump_at), (change_by, jump_by) = (each.split([1, channels], 1) for each in (constant, slope))
+    trusted = ((support + 0.2 * share) / 0.1).clamp(0, 1) * (share / 0.1).clamp_max(1)
+
+    # Autocovariance tells flicker (to and fro: negative) from a fade (on and on: positive).
+    moved = trusted * (change_at + change_by * dark)
+    age = (state["age"] + 1).clamp_max(1 / SWINGS)
+    products = torch.cat([moved.square(), moved * state["change"]], 1).mean((2, 3), keepdim=True)
+    swing = torch.where(age > 1, state["swing"] + (products - state["swing"]) / (age - 1).clamp_min(1), 0)
+    swings = (3 * (-2 * swing[:, 1:] / (swing[:, :1] + 1e-6) - 0.3)).clamp(0, 1)
+
+    # What the change of light makes of the output is no flicker.
+    if light:
+        level, bright = gaussian_blur(torch.cat([level, dark], 1), sigma).split([channels, 1], 1)
+        ratio = ((level + 0.01) / (bright + 0.01)).clamp(0.2, 3) * (1 - swings)
+        hold_at, hold_by = jump_at - ratio * change_at, jump_by - ratio * change_by
+        expected = (ratio * (change_at + change_by * dark)).square().mean(1, keepdim=True)
+    else:
+        hold_at, hold_by, expected = jump_at, jump_by, torch.zeros_like(share)
+    power = (weight * (hold_at + hold_by * dark).square().mean(1, keepdim=True)).mean((2, 3), keepdim=True)
+    power = power / share.clamp_min(1e-6)
+    flicker = state["flicker"] + (power - state["flicker"]) / age.clamp_max(10)
+    evidence = sample(state["tone"], flow_to(flow, (weight.shape[-2], weight.shape[-1])), "bilinear") * trusted
+    evidence = evidence / (1 + evidence * CHANGE_COSTS**2 * expected / flicker.clamp_min(1e-6))
+    odds = evidence * strength
+    held = odds / (odds + 1) * trusted
+    seen = (share > 0).to(y)
+    following = {
+        "tone": (evidence + 1).clamp_max(LONGEST_TONE),
+        "flicker": flicker * seen,
+        "guide_noise": noise * seen,
+        "change": moved,
+        "swing": swing,
+        "age": age * seen,
+    }
+    tone = Tone(
+        torch.cat([trusted * jump_at, trusted * jump_by], 1),
+        torch.cat([held * hold_at, held * hold_by], 1),
+        (1 - VISIBLE**2 / power.clamp_min(TINY)).clamp_min(0),
+    )
+    return Tone(*(each.nan_to_num(0, 0, 0) for each in tone)), {k: v.nan_to_num(0, 0, 0) for k, v in following.items()}
+
+
+def local_affine(
+    weight: Tensor, x: Tensor, v: Tensor, sigma: float, damping: Tensor, steepest: Tensor | float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Fit v ~ constant + slope x by weighted least squares near every point; constant, slope, and the mean weight.
+
+    Args:
+        weight, x: (B, 1, h, w).
+        v: (B, C, h, w).
+        sigma: of the Gaussian neighbourhood, in pixels.
+        damping: (B, 1, 1, 1), added to the variance of x.
+        steepest: (B, 1, 1, 1), the largest slope; at 0 the constant alone is fitted.
+
+    >>> x = torch.rand(1, 1, 16, 16)
+    >>> constant, slope, _ = local_affine(torch.ones_like(x), x, 0.5 + 2 * x, 3.0, torch.zeros(1, 1, 1, 1), 9.0)
+    >>> round(constant.mean().item(), 3), round(slope.mean().item(), 3)
+    (0.5, 2.0)
+    """
+    raw = torch.cat([weight, weight * x, weight * x * x, weight * v, weight * v * x], 1)
+    near, frame = gaussian_blur(raw, sigma), raw.mean((2, 3), keepdim=True)
+    support = near[:, :1]
+    near = near + 0.02 * frame / frame[:, :1].clamp_min(1e-6)  # where nothing is trusted nearby, as the frame
+    near = near[:, 1:] / near[:, :1].clamp_min(1e-6)
+    mean, square, level, product = near.split([1, 1, v.shape[1], v.shape[1]], 1)
+    slope = (product - level * mean) / ((square - mean.square()).clamp_min(0) + damping).clamp_min(TINY)
+    slope = slope.clamp(-steepest, steepest)
+    return level - slope * mean, slope, support

@@ -1,0 +1,114 @@
+"""The guide: the model's input, which vouches for its output. What the aligned stabilizers of a frame share of it."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from unflicker.flow import Flow, flow
+from unflicker.functional import finite_pixels, half, luma
+from unflicker.state import State
+
+DARK = 0.02  # of a range of 1: what was as dark as that may have become black
+GONE = 0.5  # share of a frame that has to be missing for none of it to be trusted
+LARGEST = 1e6  # beyond that squares would overflow
+PATIENCE = 3  # frames; black that lasts is no fault
+
+
+class Guide:
+    """One frame of the guide beside the last.
+
+    Args:
+        frame: (B, C, H, W), in [0, 1] or any other range.
+        state: what `following` was for the last frame, or `fresh`.
+        mask: (B, 1, H, W), 0 where the frame is not valid, or None.
+
+    Attributes:
+        luma, past: (B, 1, H/2, W/2), now and in the last frame; where the frame is missing, the last one stands in.
+        seen: (B, 1, 1, 1), 1 where there is a last frame.
+        valid: (B, 1, H, W) bool: what is finite, not masked, and did not suddenly become exactly black in blocks.
+        following: the state for the next frame.
+    """
+
+    def __init__(self, frame: Tensor, state: State, mask: Tensor | None = None) -> None:
+        frame = frame.detach()
+        frame = frame.to(torch.promote_types(frame.dtype, torch.float32))
+        self.past, self.seen = state["past"], state["seen"]
+        self._flows: dict[tuple[str | Flow, str], Tensor] = {}
+        lazy = not torch.compiler.is_compiling()  # a graph works out everything, a program only what it needs
+        finite = finite_pixels(frame) if mask is None else finite_pixels(frame) & (mask > 0.5)
+        whole = lazy and bool(finite.all())
+        if not whole:
+            frame = torch.where(finite, frame, 0)
+        self._range = state["range"] if lazy and bool(self.seen.all()) else self._usual(frame, state)
+        plane = luma(frame).clamp(-LARGEST, LARGEST)
+        black, patience = plane == 0, torch.zeros_like(self.seen)
+        if not lazy or bool((half(black.to(plane.dtype)) == 1).any()):
+            black, patience = self._missing((frame == 0).all(1, keepdim=True), state)
+        else:
+            black = torch.zeros_like(black)
+        whole = whole and not (lazy and bool(black.any()))
+        self._plane = plane
+        self.valid, self.luma = finite & ~black, self._unit(half(plane))
+        if not whole:
+            gone = (~self.valid).to(plane.dtype).mean((2, 3), keepdim=True) > GONE
+            self.valid = self.valid & ~(gone & (self.seen > 0))
+        self.whole = whole
+        """Whether all of it is known to be valid; False in a graph."""
+        known = None if whole else half(self.valid.to(plane.dtype)) == 1
+        if known is not None:
+            self.luma = torch.where(known | (self.seen == 0), self.luma, self.past)
+        change = (self.luma - self.past).mean((2, 3), keepdim=True).abs() * self.seen
+        if known is not None:
+            change = torch.where(known.any(3, True).any(2, True), change, state["change"])
+        self.following = {
+            "past": self.luma,
+            "seen": torch.ones_like(self.seen),
+            "range": self._range,
+            "change": change,
+            "patience": patience,
+        }
+
+    @staticmethod
+    def fresh(frame: Tensor) -> State:
+        """Return the state before the first frame, all zero, for frames like `frame` (B, C, H, W)."""
+        plane = half(torch.zeros_like(frame[:, :1], dtype=torch.promote_types(frame.dtype, torch.float32)))
+        one = torch.zeros_like(plane[..., :1, :1])
+        return {"past": plane, "seen": one, "range": one.repeat(1, 2, 1, 1), "change": one, "patience": one}
+
+    def flow(self, method: str | Flow, preset: str) -> Tensor:
+        """Return the flow from this frame to the last in half-size pixels, (B, 2, H/2, W/2), worked out once."""
+        key = (method, preset)
+        if key not in self._flows:
+            self._flows[key] = flow(self.luma, self.past, method=method, preset=preset) * self.seen
+        return self._flows[key]
+
+    @property
+    def plane(self) -> Tensor:
+        """The luma at full size, (B, 1, H, W) in [0, 1]."""
+        return self._unit(self._plane)
+
+    def _unit(self, plane: Tensor) -> Tensor:
+        return (plane - self._range[:, :1]) / self._range[:, 1:].clamp_min(1e-12)
+
+    def _usual(self, frame: Tensor, state: State) -> Tensor:
+        """The range of values, (B, 2, 1, 1): offset and length. [0, 1], unless the first frame shows another."""
+        low, high = frame.amin((1, 2, 3), keepdim=True), frame.amax((1, 2, 3), keepdim=True)
+        usual = (low >= -0.5) & (high <= 1.5)
+        low, high = low.clamp(-LARGEST, LARGEST), high.clamp(-LARGEST, LARGEST)
+        first = torch.cat([torch.where(usual, 0, low), torch.where(usual, 1, high - low)], 1)
+        return torch.where(self.seen > 0, state["range"], first)
+
+    def _missing(self, black: Tensor, state: State) -> tuple[Tensor, Tensor]:
+        """Where black came suddenly, in blocks, (B, 1, H, W) bool; and for how many frames it has covered all."""
+        gone = half(black.to(self.past.dtype)) == 1
+        # A fade goes dark step by step, and its last step is no larger than the one before.
+        sudden = self.past > DARK + 3 * state["change"]
+        # An opening: what survives losing 2 x 2 at its edges, grown again. Single zeros can be chance.
+        core = -F.max_pool2d(F.pad(-(gone & sudden).to(self.past.dtype), (0, 1, 0, 1), value=-1.0), 2, 1)
+        holes = F.max_pool2d(F.pad(core, (1, 0, 1, 0), value=-1.0), 2, 1)
+        block = F.interpolate(holes, scale_factor=2.0, mode="nearest")[..., : black.shape[-2], : black.shape[-1]] > 0
+        all_black = black.all(3, True).all(2, True) & (self.seen > 0)
+        patience = torch.where(all_black, state["patience"] + 1, 0).clamp_max(PATIENCE + 1)
+        return black & block & (patience <= PATIENCE), patience

@@ -1,0 +1,348 @@
+"""Aligned evidence: the past is brought to where things are now, and counts by how many frames agree with it."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from unflicker.checks import InputError, nearest
+from unflicker.evidence import (
+    EDGE,
+    LONGEST,
+    MOVED,
+    NOISE_AT_EDGES,
+    RESAMPLING,
+    TINY,
+    WINDOW,
+    consistency,
+    explained,
+    follow_tone,
+    fresh_tone,
+    noise_variance,
+)
+from unflicker.flow import METHODS, Flow, flow
+from unflicker.functional import (
+    box_mean,
+    finite_pixels,
+    flow_to,
+    gradient,
+    half,
+    in_frame,
+    luma,
+    noise_level,
+    resize,
+    resize_mask,
+    sample,
+)
+from unflicker.guide import Guide
+from unflicker.stabilizers.base import Layout, Stabilizer
+from unflicker.state import State, part, under
+
+Signal = Literal["auto", "image", "depth", "logits", "map"]
+Evidence = Literal["both", "output"]
+FlowOn = Literal["auto", "guide", "output"]
+FLOOR = 0.001  # the least noise of an image, as a standard deviation
+
+
+class Aligned(Stabilizer):
+    """A recursive mean along the motion that trusts its past by evidence. It has no weights and needs no training.
+
+    The last result is carried along the optical flow. Each pixel counts how many frames in a row agreed with what was
+    there: its evidence n. The past weighs n / (n + 1), as in a running mean, and loses evidence where it does not
+    explain the present: at what was hidden, what changed, what the flow missed. Jumps of tone that are smooth over
+    the frame (a network that grades every frame anew) are taken out where the network's input did not jump.
+
+    Args:
+        signal: what the layer returns, for the distance that is right for it. "image": values as they are;
+            "depth": depth or disparity in any unit; "logits": the classes' probabilities are compared (Hellinger's
+            distance, to second order the Kullback-Leibler divergence), logits are averaged; "map": any features.
+            "auto" takes 3 channels for an image and the rest for maps.
+        evidence: "both" sources, or that of the "output" alone, which is cheaper and leaves jumps of tone.
+        flow: "auto" is DIS on a CPU with OpenCV and tensors elsewhere; else as in `unflicker.flow.flow`.
+        preset: of DIS.
+        flow_on: where motion is looked for: on the "guide" (worked out once for all layers), on the "output" (images
+            alone), or "auto": on the less noisy of the two.
+        layout: see `Stabilizer`. Tokens and vectors have no place in the frame; theirs is the evidence without flow.
+
+    Raises:
+        InputError: a name is not known, or a flow is asked for where there is no frame to align.
+
+    >>> import torch
+    >>> from unflicker.model import stabilize
+    >>> model = stabilize(torch.nn.Identity(), {"": Aligned()}, example=torch.zeros(1, 3, 32, 48))
+    >>> noisy = 0.5 + 0.1 * torch.randn(1, 8, 3, 32, 48)
+    >>> y, state = model(noisy, guide=torch.full_like(noisy, 0.5))
+    >>> bool((y[:, -1] - 0.5).std() < 0.06)
+    True
+    """
+
+    kind = "aligned"
+    uses_guide = True
+
+    def __init__(
+        self,
+        *,
+        signal: Signal = "auto",
+        evidence: Evidence = "both",
+        flow: str | Flow = "auto",
+        preset: str = "medium",
+        flow_on: FlowOn = "auto",
+        layout: Layout = "auto",
+    ) -> None:
+        super().__init__(layout)
+        for name, value, known in (
+            ("signal", signal, get_args(Signal)),
+            ("evidence", evidence, get_args(Evidence)),
+            ("flow_on", flow_on, get_args(FlowOn)),
+            *(() if callable(flow) else (("flow", flow, METHODS),)),
+        ):
+            if value not in known:
+                raise InputError(f"Aligned has no {name} {value!r}; {nearest(str(value), known)}")
+        self.signal, self.evidence, self.flow, self.preset, self.flow_on = signal, evidence, flow, preset, flow_on
+
+    def build(self, channels: int, layout: Layout, context_channels: tuple[int, ...]) -> None:
+        super().build(channels, layout, context_channels)
+        if not self._is_map and (self.flow not in ("auto", "none") or self.flow_on != "auto"):
+            raise InputError(
+                f"Aligned cannot align {layout}: it has no place in the frame. Leave out flow and flow_on; evidence "
+                "is then counted without motion."
+            )
+        if self.signal == "auto":
+            self.signal = "image" if channels == 3 and self._is_map else "map"
+
+    @property
+    def _is_map(self) -> bool:
+        return self.layout in ("map", "plane")
+
+    def fresh(self, z: Tensor) -> State:
+        dtype = torch.promote_types(z.dtype, torch.float32)
+        plane = torch.zeros_like(z[:, :1], dtype=dtype)
+        plane = half(plane) if self._is_map else plane
+        state = {"past": torch.zeros_like(z), "evidence": plane, "noise": plane[..., :1, :1].clone()}
+        if self._is_map:
+            state["moved"] = plane.clone()  # which hypothesis won; nothing depends on it, `--explain` shows it
+        if self._has_tone:
+            state |= under("tone", fresh_tone(plane))
+        return state
+
+    @property
+    def _has_tone(self) -> bool:
+        return self._is_map and self.evidence == "both" and self.signal in ("image", "depth")
+
+    def forward(
+        self,
+        z: Tensor,
+        state: State,
+        *,
+        strength: Tensor,
+        contexts: tuple[Tensor, ...] = (),
+        guide: Guide | None = None,
+        mask: Tensor | None = None,
+    ) -> tuple[Tensor, State]:
+        """Take one frame (B, C, H, W) on; see `Stabilizer.forward`.
+
+        What is missing, for `mask`, the guide or for not being finite, is filled from the aligned past.
+        """
+        dtype = torch.promote_types(z.dtype, torch.float32)
+        own = {name: value.to(dtype) for name, value in state.items()}
+        valid = self._valid(z, guide, mask)
+        present = z.to(dtype) if valid is None else torch.where(valid, z.to(dtype), own["past"])
+        step = self._along_motion if self._is_map else self._in_place
+        blended, seen, following = step(present, valid, own, strength.to(dtype), guide)
+        following = {name: value.nan_to_num(0, 0, 0) for name, value in following.items()}
+        active = seen & (strength > 0)
+        if valid is None and bool(active.all()) and bool(torch.isfinite(blended.sum())):
+            result = blended.to(z.dtype)  # the usual frame of a program: no pixel needs a choice
+            return result, {"past": result.clone(), **following}  # what follows may work in place
+        result = torch.where(active & torch.isfinite(blended), blended, present).to(z.dtype)
+        passed = result.clone() if valid is None else torch.where(valid | active, result, z)
+        return passed, {"past": result, **following}
+
+    def _valid(self, z: Tensor, guide: Guide | None, mask: Tensor | None) -> Tensor | None:
+        """Which pixels of z to believe, (B, 1, H, W); None where a program finds that it is all of them."""
+        size = (z.shape[-2], z.shape[-1]) if self._is_map else (1, 1)
+        valid = finite_pixels(z)
+        if mask is not None:
+            valid = valid & resize_mask(mask, size)
+        if guide is not None and not guide.whole:
+            valid = valid & resize_mask(guide.valid, size)
+        return None if not torch.compiler.is_compiling() and bool(valid.all()) else valid
+
+    def _in_place(
+        self, y: Tensor, valid: Tensor | None, own: State, strength: Tensor, guide: Guide | None
+    ) -> tuple[Tensor, Tensor, State]:
+        """Evidence without motion, for tokens and vectors: each element of the sequence counts for itself."""
+        past, n = own["past"], own["evidence"]
+        expected = n / (n + 1)
+        squared = (_classes(past) - _classes(y) if self.signal == "logits" else past - y).square().mean(
+            1, keepdim=True
+        ) * expected
+        noise = noise_variance(squared, own["noise"], TINY)
+        odds = n * consistency(squared, squared, None, noise)
+        if valid is not None:
+            odds = torch.where(valid, odds, n)
+        weight = odds * strength / (odds * strength + 1)
+        following = {
+            "evidence": (odds + (1 if valid is None else valid)).clamp_max(LONGEST),
+            "noise": noise * (n > 0).any(2, True),
+        }
+        return torch.lerp(y, past, weight), n > 0, following
+
+    def _along_motion(
+        self, y: Tensor, valid: Tensor | None, own: State, strength: Tensor, guide: Guide | None
+    ) -> tuple[Tensor, Tensor, State]:
+        """The rule, for maps: the present y (B, C, H, W); flow, evidence and gates are at half its size."""
+        past, n = own["past"], own["evidence"]
+        size, small = (y.shape[-2], y.shape[-1]), (n.shape[-2], n.shape[-1])
+        y_half, past_half = half(y), half(past)
+        bright, bright_past = self._brightness(y_half), self._brightness(past_half)
+        unit = self._unit(bright)
+        motion, clean, steep = self._motion(bright / unit, bright_past / unit, guide)
+        inside = in_frame(motion) * (n > 0)
+        guided = guide if self._has_tone else None
+        x, x_past = (
+            (bright, bright_past) if guided is None else (resize(guided.luma, small), resize(guided.past, small))
+        )
+        compared, compared_past = self._compared(bright, y_half), self._compared(bright_past, past_half)
+        carried = sample(torch.cat([compared_past if guided is None else past_half, n, x_past], 1), motion)
+        past_moved, n_moved, x_moved = carried[:, :-2], carried[:, -2:-1], carried[:, -1:]
+        compared_moved = self._compared(self._brightness(past_moved), past_moved) if guided is not None else past_moved
+        n_moved = n_moved.clamp(0, LONGEST) * inside
+        following: State = {}
+
+        # The low band: what jumped smoothly over the frame, and how much of that to take back.
+        jump: Tensor | None = None
+        hold: Tensor | None = None
+        if guided is not None:
+            tone, more = follow_tone(
+                y_half / unit,
+                past_moved / unit,
+                x,
+                x_moved,
+                inside,
+                motion,
+                clean,
+                strength,
+                part(own, "tone"),
+                light=self.signal == "image",
+            )
+            following |= under("tone", more)
+            if torch.compiler.is_compiling() or bool((tone.acts > 0).any()):
+                plane = resize(guided.plane, size)
+                jump, hold = (_field(planes * tone.acts, plane) * unit for planes in (tone.jump, tone.hold))
+
+        # Static or moved? The better one is fetched, once, at full size. Interpolation costs evidence.
+        edges = self._edges(y, compared, unit)
+        variance = self._variance(edges, own["noise"], steep, clean)
+        n_moved = n_moved / (1 + RESAMPLING * n_moved * edges / (variance + TINY))
+        shifted = compared if jump is None else compared + self._brightness(half(jump))
+        static, moved = (
+            box_mean((there - shifted).square().mean(1, keepdim=True), WINDOW) * count / (count + 1)
+            for there, count in ((compared_past, n), (compared_moved, n_moved))
+        )
+        goes = (MOVED * moved < static) | (n == 0)
+        known = None if valid is None else half(valid.to(y)) == 1
+        if known is not None:
+            goes = goes | ~known
+        goes = goes & (n_moved > 0)
+        count = torch.where(goes, n_moved, n)
+        reference = sample(past, flow_to(motion * goes, size))
+
+        # How well it explains the present, and what it weighs for that.
+        difference = reference - y if jump is None else reference - y - jump
+        residual = _classes(y + difference) - _classes(y) if self.signal == "logits" else difference
+        expected = count / (count + 1)
+        squared = half(residual.square().mean(1, keepdim=True)) * (expected / unit.square())
+        signed = half(residual.mean(1, keepdim=True)) * (expected.sqrt() / unit)
+        mean = box_mean(squared, WINDOW)
+        noise = noise_variance(squared, own["noise"], FLOOR**2)
+        agrees = consistency(squared, mean, signed, self._variance(edges, noise, steep, clean))
+        if guided is not None and (torch.compiler.is_compiling() or bool((clean > 0).any())):
+            shown = torch.where(goes, x_moved, x_past) - x
+            agrees = agrees * torch.where(clean > 0, explained(signed, shown), 1)
+        odds = count * agrees if known is None else torch.where(known, count * agrees, count)
+        weight = odds * strength / (odds * strength + 1)
+        blended = torch.addcmul(y if hold is None else y + hold, resize(weight, size), difference)
+        seen = count > 0
+        everywhere = not torch.compiler.is_compiling() and bool(seen.all())
+        seen = seen[..., :1, :1] if everywhere else _double(seen, size)
+        have = (n > 0).any(3, True).any(2, True)
+        following |= {
+            "evidence": (odds + (1 if known is None else known)).clamp_max(LONGEST),
+            "noise": noise * have,
+            "moved": goes.to(y),
+        }
+        return blended if valid is None else torch.where(valid, blended, reference), seen, following
+
+    def _motion(self, bright: Tensor, bright_past: Tensor, guide: Guide | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Flow at half size, (B, 2, h, w); whether the guide is the cleaner signal, and how much edges excuse."""
+        image, size = self.signal == "image", (bright.shape[-2], bright.shape[-1])
+        if guide is None:
+            still = torch.zeros_like(bright)
+            found = (
+                flow(bright, bright_past, method=self.flow, preset=self.preset) if image else still.repeat(1, 2, 1, 1)
+            )
+            return found, still[..., :1, :1], still[..., :1, :1] + EDGE
+        clean = torch.ones_like(bright[..., :1, :1])
+        noise = noise_level(guide.luma)
+        steep = (NOISE_AT_EDGES * noise).clamp(EDGE / 2, 6 * EDGE)
+        if image:
+            clean = (noise < (2 * noise_level(bright)).clamp_min(0.008)).to(bright)
+        lazy = not torch.compiler.is_compiling()
+        flow_on = self.flow_on if image else "guide"
+        if flow_on == "auto" and guide.luma.shape[-2:] != size:
+            flow_on = "guide"
+        if flow_on == "guide" or (flow_on == "auto" and lazy and bool((clean > 0).all())):
+            return flow_to(guide.flow(self.flow, self.preset), size), clean, steep
+        if flow_on == "output" or (lazy and not bool((clean > 0).any())):
+            return flow(bright, bright_past, method=self.flow, preset=self.preset), clean, steep
+        # Streams differ, or a graph is being made: one flow, each stream on the better pair.
+        pair = (torch.where(clean > 0, a, b) for a, b in ((guide.luma, bright), (guide.past, bright_past)))
+        return flow(*pair, method=self.flow, preset=self.preset), clean, steep
+
+    def _brightness(self, y: Tensor) -> Tensor:
+        return luma(y) if self.signal == "image" else y.mean(1, keepdim=True)
+
+    def _unit(self, bright: Tensor) -> Tensor:
+        """What counts as 1: an image's range, unless it is plainly another; the spread of any other map."""
+        one = torch.ones_like(bright[..., :1, :1])
+        if self.signal == "logits":
+            return one
+        spread = (bright - bright.mean((2, 3), keepdim=True)).square().mean((2, 3), keepdim=True).sqrt()
+        spread = torch.where(spread > TINY, spread, one)
+        if self.signal != "image":
+            return spread
+        return torch.where(bright.abs().amax((2, 3), keepdim=True) > 2, 4 * spread, one)
+
+    def _compared(self, bright: Tensor, y: Tensor) -> Tensor:
+        """What the two hypotheses are compared in, at half size: luma of an image, classes, all channels of a map."""
+        return bright if self.signal == "image" else _classes(y) if self.signal == "logits" else y
+
+    def _edges(self, y: Tensor, compared: Tensor, unit: Tensor) -> Tensor:
+        """Squared gradient, averaged over a window, (B, 1, h, w)."""
+        energy = half(gradient(luma(y))) if self.signal == "image" else gradient(compared).mean(1, keepdim=True)
+        return box_mean(energy, WINDOW) / unit.square()
+
+    def _variance(self, edges: Tensor, noise: Tensor, steep: Tensor, clean: Tensor) -> Tensor:
+        """What one may expect of a residual; where the guide is clean an edge is no excuse for more than 4 times."""
+        excess = steep * edges
+        return noise + torch.where((clean > 0) & (noise > 0), torch.minimum(excess, 4 * noise), excess)
+
+
+def _classes(logits: Tensor) -> Tensor:
+    """Bring logits to where squared distance is (four times) Hellinger's, about twice the KL divergence."""
+    return 2 * logits.softmax(1).sqrt()
+
+
+def _field(planes: Tensor, plane: Tensor) -> Tensor:
+    """A tone at full size: constant + slope x luma, from coarse maps (B, 2 C, h, w)."""
+    constant, slope = resize(planes, (plane.shape[-2], plane.shape[-1])).chunk(2, 1)
+    return torch.addcmul(constant, slope, plane)
+
+
+def _double(small: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bring a mask at half size back to full size."""
+    return F.interpolate(small.float(), scale_factor=2.0, mode="nearest")[..., : size[0], : size[1]] > 0
