@@ -95,7 +95,7 @@ def explained(residual: Tensor, by: Tensor) -> Tensor:
     """
     both = box_mean(residual * by, WINDOW).square()
     alone = box_mean(residual.square(), WINDOW) * box_mean(by.square(), WINDOW)
-    return (2 * (1 - both / (alone + TINY))).clamp(0, 1)
+    return (2 * (1 - both / alone.clamp_min(TINY))).nan_to_num(0, 0, 0).clamp(0.0, 1.0)
 
 
 # --- the low band: jumps of tone that are smooth over the frame -------------------------------------------------------
@@ -124,9 +124,9 @@ def coarseness(height: int, width: int) -> int:
     """Return how many half-size pixels make one of the maps of tone.
 
     >>> coarseness(96, 160), coarseness(120, 212), coarseness(540, 960), coarseness(8, 8)
-    (4, 4, 32, 2)
+    (4, 4, 16, 1)
     """
-    return 2 ** max(1, round(math.log2(max(height, width) / COARSE)))
+    return 2 ** max(0, round(math.log2(max(height, width, 1) / COARSE)))
 
 
 def fresh_tone(plane: Tensor) -> State:
@@ -191,19 +191,19 @@ def follow_tone(
     # The guide's change and the output's jump, each an affine function of the guide's luma near every point.
     constant, slope, support = local_affine(weight, dark, torch.cat([change, jump], 1), sigma, damping, clean)
     (change_at, jump_at), (change_by, jump_by) = (each.split([1, channels], 1) for each in (constant, slope))
-    trusted = ((support + 0.2 * share) / 0.1).clamp(0, 1) * (share / 0.1).clamp_max(1)
+    trusted = ((support + 0.2 * share) / 0.1).clamp(0.0, 1.0) * (share / 0.1).clamp_max(1)
 
     # Autocovariance tells flicker (to and fro: negative) from a fade (on and on: positive).
     moved = trusted * (change_at + change_by * dark)
     age = (state["age"] + 1).clamp_max(1 / SWINGS)
     products = torch.cat([moved.square(), moved * state["change"]], 1).mean((2, 3), keepdim=True)
     swing = torch.where(age > 1, state["swing"] + (products - state["swing"]) / (age - 1).clamp_min(1), 0)
-    swings = (3 * (-2 * swing[:, 1:] / (swing[:, :1] + 1e-6) - 0.3)).clamp(0, 1)
+    swings = (3 * (-2 * swing[:, 1:] / (swing[:, :1] + 1e-6) - 0.3)).clamp(0.0, 1.0)
 
     # What the change of light makes of the output is no flicker.
     if light:
         level, bright = gaussian_blur(torch.cat([level, dark], 1), sigma).split([channels, 1], 1)
-        ratio = ((level + 0.01) / (bright + 0.01)).clamp(0.2, 3) * (1 - swings)
+        ratio = ((level + 0.01) / (bright + 0.01)).clamp(0.2, 3.0) * (1 - swings)
         hold_at, hold_by = jump_at - ratio * change_at, jump_by - ratio * change_by
         expected = (ratio * (change_at + change_by * dark)).square().mean(1, keepdim=True)
     else:

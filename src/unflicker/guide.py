@@ -25,6 +25,7 @@ class Guide:
         mask: (B, 1, H, W), 0 where the frame is not valid, or None.
 
     Attributes:
+        frame: (B, C, H, W), 0 where it is not finite or masked.
         luma, past: (B, 1, H/2, W/2), now and in the last frame; where the frame is missing, the last one stands in.
         seen: (B, 1, 1, 1), 1 where there is a last frame.
         valid: (B, 1, H, W) bool: what is finite, not masked, and did not suddenly become exactly black in blocks.
@@ -49,7 +50,7 @@ class Guide:
         else:
             black = torch.zeros_like(black)
         whole = whole and not (lazy and bool(black.any()))
-        self._plane = plane
+        self.frame, self._plane = frame, plane
         self.valid, self.luma = finite & ~black, self._unit(half(plane))
         if not whole:
             gone = (~self.valid).to(plane.dtype).mean((2, 3), keepdim=True) > GONE

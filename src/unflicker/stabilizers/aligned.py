@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from unflicker.checks import InputError, nearest
 from unflicker.evidence import (
@@ -44,6 +44,7 @@ from unflicker.state import State, part, under
 Signal = Literal["auto", "image", "depth", "logits", "map"]
 Evidence = Literal["both", "output"]
 FlowOn = Literal["auto", "guide", "output"]
+FEATURES = 10  # of the learned head
 FLOOR = 0.001  # the least noise of an image, as a standard deviation
 
 
@@ -65,6 +66,8 @@ class Aligned(Stabilizer):
         preset: of DIS.
         flow_on: where motion is looked for: on the "guide" (worked out once for all layers), on the "output" (images
             alone), or "auto": on the less noisy of the two.
+        learned: add a small network (1.4 k weights, at half size) that corrects the weight of the past and mixes in an
+            average of the input along the motion; maps alone. Until it is trained it changes nothing.
         layout: see `Stabilizer`. Tokens and vectors have no place in the frame; theirs is the evidence without flow.
 
     Raises:
@@ -80,6 +83,7 @@ class Aligned(Stabilizer):
     """
 
     kind = "aligned"
+    head: nn.Sequential
     uses_guide = True
 
     def __init__(
@@ -90,6 +94,7 @@ class Aligned(Stabilizer):
         flow: str | Flow = "auto",
         preset: str = "medium",
         flow_on: FlowOn = "auto",
+        learned: bool = False,
         layout: Layout = "auto",
     ) -> None:
         super().__init__(layout)
@@ -102,6 +107,7 @@ class Aligned(Stabilizer):
             if value not in known:
                 raise InputError(f"Aligned has no {name} {value!r}; {nearest(str(value), known)}")
         self.signal, self.evidence, self.flow, self.preset, self.flow_on = signal, evidence, flow, preset, flow_on
+        self.learned = learned
 
     def build(self, channels: int, layout: Layout, context_channels: tuple[int, ...]) -> None:
         super().build(channels, layout, context_channels)
@@ -110,6 +116,18 @@ class Aligned(Stabilizer):
                 f"Aligned cannot align {layout}: it has no place in the frame. Leave out flow and flow_on; evidence "
                 "is then counted without motion."
             )
+        if self.learned:
+            if not self._is_map:
+                raise InputError(f"Aligned(learned=True) is for maps; {layout} have no place in the frame.")
+            self.head = nn.Sequential(
+                nn.Conv2d(FEATURES, 8, 3, padding=1, padding_mode="replicate"),
+                nn.LeakyReLU(0.1),
+                nn.Conv2d(8, 8, 3, padding=1, padding_mode="replicate"),
+                nn.LeakyReLU(0.1),
+                nn.Conv2d(8, 2, 1),
+            )
+            for parameter in self.head[-1].parameters():
+                nn.init.zeros_(parameter)  # it starts at the rule exactly
         if self.signal == "auto":
             self.signal = "image" if channels == 3 and self._is_map else "map"
 
@@ -124,6 +142,8 @@ class Aligned(Stabilizer):
         state = {"past": torch.zeros_like(z), "evidence": plane, "noise": plane[..., :1, :1].clone()}
         if self._is_map:
             state["moved"] = plane.clone()  # which hypothesis won; nothing depends on it, `--explain` shows it
+        if self._keeps_input:
+            state["input"] = torch.zeros_like(z, dtype=dtype)
         if self._has_tone:
             state |= under("tone", fresh_tone(plane))
         return state
@@ -131,6 +151,10 @@ class Aligned(Stabilizer):
     @property
     def _has_tone(self) -> bool:
         return self._is_map and self.evidence == "both" and self.signal in ("image", "depth")
+
+    @property
+    def _keeps_input(self) -> bool:
+        return self.learned and self.signal == "image"
 
     def forward(
         self,
@@ -199,8 +223,8 @@ class Aligned(Stabilizer):
         size, small = (y.shape[-2], y.shape[-1]), (n.shape[-2], n.shape[-1])
         y_half, past_half = half(y), half(past)
         bright, bright_past = self._brightness(y_half), self._brightness(past_half)
-        unit = self._unit(bright)
-        motion, clean, steep = self._motion(bright / unit, bright_past / unit, guide)
+        offset, unit = self._range(bright, bright_past)
+        motion, clean, steep = self._motion((bright - offset) / unit, (bright_past - offset) / unit, guide)
         inside = in_frame(motion) * (n > 0)
         guided = guide if self._has_tone else None
         x, x_past = (
@@ -210,7 +234,7 @@ class Aligned(Stabilizer):
         carried = sample(torch.cat([compared_past if guided is None else past_half, n, x_past], 1), motion)
         past_moved, n_moved, x_moved = carried[:, :-2], carried[:, -2:-1], carried[:, -1:]
         compared_moved = self._compared(self._brightness(past_moved), past_moved) if guided is not None else past_moved
-        n_moved = n_moved.clamp(0, LONGEST) * inside
+        n_moved = n_moved.clamp(0.0, LONGEST) * inside
         following: State = {}
 
         # The low band: what jumped smoothly over the frame, and how much of that to take back.
@@ -237,7 +261,7 @@ class Aligned(Stabilizer):
         # Static or moved? The better one is fetched, once, at full size. Interpolation costs evidence.
         edges = self._edges(y, compared, unit)
         variance = self._variance(edges, own["noise"], steep, clean)
-        n_moved = n_moved / (1 + RESAMPLING * n_moved * edges / (variance + TINY))
+        n_moved = n_moved / (1 + RESAMPLING * n_moved * edges / variance.clamp_min(TINY))
         shifted = compared if jump is None else compared + self._brightness(half(jump))
         static, moved = (
             box_mean((there - shifted).square().mean(1, keepdim=True), WINDOW) * count / (count + 1)
@@ -249,7 +273,8 @@ class Aligned(Stabilizer):
             goes = goes | ~known
         goes = goes & (n_moved > 0)
         count = torch.where(goes, n_moved, n)
-        reference = sample(past, flow_to(motion * goes, size))
+        moves = flow_to(motion * goes, size)
+        reference = sample(past, moves)
 
         # How well it explains the present, and what it weighs for that.
         difference = reference - y if jump is None else reference - y - jump
@@ -260,12 +285,30 @@ class Aligned(Stabilizer):
         mean = box_mean(squared, WINDOW)
         noise = noise_variance(squared, own["noise"], FLOOR**2)
         agrees = consistency(squared, mean, signed, self._variance(edges, noise, steep, clean))
+        shown = torch.where(goes, x_moved, x_past) - x
         if guided is not None and (torch.compiler.is_compiling() or bool((clean > 0).any())):
-            shown = torch.where(goes, x_moved, x_past) - x
             agrees = agrees * torch.where(clean > 0, explained(signed, shown), 1)
-        odds = count * agrees if known is None else torch.where(known, count * agrees, count)
+        odds = count * agrees
+        if self.learned:
+            variance = self._variance(edges, noise, steep, clean).clamp_min(TINY)
+            features = [squared / variance, mean / variance, edges / variance, static / moved.clamp_min(TINY)]
+            features = [*features, noise.expand_as(n), box_mean(shown.square(), WINDOW), steep.expand_as(n)]
+            features = [(each + 1e-4).log().clamp(-8, 8) / 4 for each in features]
+            signs = [(signed / variance.sqrt()).clamp(-3, 3), goes.to(y), odds / LONGEST]
+            doubt, share = self.head(torch.cat([*features, *signs], 1)).split(1, 1)
+            odds = odds * doubt.clamp(-4, 4).exp()
+        if known is not None:
+            odds = torch.where(known, odds, count)
         weight = odds * strength / (odds * strength + 1)
         blended = torch.addcmul(y if hold is None else y + hold, resize(weight, size), difference)
+        if self._keeps_input and guide is not None and guide.frame.shape == y.shape:
+            kept = sample(own["input"], moves)
+            frame = guide.frame if valid is None else torch.where(valid, guide.frame, kept)
+            average = torch.lerp(frame, kept, resize(odds / (odds + 1), size))
+            following["input"] = average
+            blended = torch.lerp(blended, average, resize(share * strength.clamp_max(1), size))
+        elif self._keeps_input:
+            following["input"] = own["input"]
         seen = count > 0
         everywhere = not torch.compiler.is_compiling() and bool(seen.all())
         seen = seen[..., :1, :1] if everywhere else _double(seen, size)
@@ -306,16 +349,18 @@ class Aligned(Stabilizer):
     def _brightness(self, y: Tensor) -> Tensor:
         return luma(y) if self.signal == "image" else y.mean(1, keepdim=True)
 
-    def _unit(self, bright: Tensor) -> Tensor:
-        """What counts as 1: an image's range, unless it is plainly another; the spread of any other map."""
-        one = torch.ones_like(bright[..., :1, :1])
+    def _range(self, bright: Tensor, bright_past: Tensor) -> tuple[Tensor, Tensor]:
+        """What counts as 0 and as 1: an image's range, which is [0, 1] if it fits; the spread of any other map."""
+        zero, one = torch.zeros_like(bright[..., :1, :1]), torch.ones_like(bright[..., :1, :1])
         if self.signal == "logits":
-            return one
+            return zero, one
+        if self.signal == "image":
+            low = torch.minimum(bright.amin((2, 3), keepdim=True), bright_past.amin((2, 3), keepdim=True))
+            high = torch.maximum(bright.amax((2, 3), keepdim=True), bright_past.amax((2, 3), keepdim=True))
+            usual = (low > -0.5) & (high < 1.5)
+            return torch.where(usual, zero, low), torch.where(usual, one, high - low)
         spread = (bright - bright.mean((2, 3), keepdim=True)).square().mean((2, 3), keepdim=True).sqrt()
-        spread = torch.where(spread > TINY, spread, one)
-        if self.signal != "image":
-            return spread
-        return torch.where(bright.abs().amax((2, 3), keepdim=True) > 2, 4 * spread, one)
+        return zero, torch.where(spread > TINY, spread, one)
 
     def _compared(self, bright: Tensor, y: Tensor) -> Tensor:
         """What the two hypotheses are compared in, at half size: luma of an image, classes, all channels of a map."""
