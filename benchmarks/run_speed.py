@@ -1,8 +1,10 @@
-"""How much of the slower of decoding and encoding `run` keeps, with a model that costs nothing. Prints JSON.
+"""How much of the slower of decoding and encoding `run` keeps, with a model that costs nothing, and how fast
+`--task none` (no network, aligned) is. Prints JSON.
 
     OMP_NUM_THREADS=1 python benchmarks/run_speed.py
 
 A 720p H.264 clip with moving texture and sensor noise; decoder, model and encoder (x264 veryfast) have one thread each.
+"explain" writes the second video as well.
 """
 
 import argparse
@@ -19,6 +21,7 @@ from torch import nn
 from unflicker.cli import tune_process
 from unflicker.model import StabilizedModel
 from unflicker.run import run_video
+from unflicker.tasks import load_task
 from unflicker.video import Frame, VideoInfo, open_reader, open_writer
 
 WIDTH, HEIGHT = 1280, 720
@@ -43,8 +46,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    model = StabilizedModel(nn.Identity(), {}, (), (3, HEIGHT, WIDTH))
-    rates: dict[str, list[float]] = {"decode": [], "encode": [], "run": []}
+    model, aligned = StabilizedModel(nn.Identity(), {}, (), (3, HEIGHT, WIDTH)), load_task("none")
+    rates: dict[str, list[float]] = {"decode": [], "encode": [], "run": [], "task_none": [], "explain": []}
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "in.mp4"
         make_clip(source, arguments.frames)
@@ -65,8 +68,17 @@ def main() -> None:
                     writer.write(replace(some[min(step, 2 * len(some) - 2 - step)], pts=some[1].pts * t))
             rates["encode"].append(count / (time.perf_counter() - start))
             del some
-            result = run_video(model, source, Path(folder) / "out.mp4", threads=1, preset="veryfast", overwrite=True)
-            rates["run"].append(result.frames / result.seconds)
+            for name, each in (("run", model), ("task_none", aligned), ("explain", aligned)):
+                result = run_video(
+                    each,
+                    source,
+                    Path(folder) / "out.mp4",
+                    explain=name == "explain",
+                    threads=1,
+                    preset="veryfast",
+                    overwrite=True,
+                )
+                rates[name].append(result.frames / result.seconds)
     best = {name: round(max(values), 1) for name, values in rates.items()}
     kept = best["run"] / min(best["decode"], best["encode"])
     print(json.dumps({"frames_per_second": best, "run_over_slower": round(kept, 2)}, indent=1))

@@ -839,7 +839,9 @@ def test_other_precisions(build, conv_net, clip, dtype, stream):
     conv_net, clip = conv_net.to(dtype), clip.to(dtype)
     model = build(conv_net, clip[:, 0])
     y, state = stream(model, clip)
-    assert y.dtype == dtype and all(value.dtype == dtype for name, value in state.items() if name.endswith(":encoder/past"))
+    assert y.dtype == dtype and all(
+        value.dtype == dtype for name, value in state.items() if name.endswith(":encoder/past")
+    )
     same(y[:, 0], conv_net(clip[:, 0]))
     single = copy.deepcopy(model).float()
     tolerance = 1e-5 if dtype == torch.float64 else 0.05

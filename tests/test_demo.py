@@ -11,14 +11,14 @@ from skimage.io import imread
 
 from unflicker import demo
 from unflicker.checks import InputError
-from unflicker.corruptions import gaussian_noise
+from unflicker.corruptions import ToneJitter, gaussian_noise
 from unflicker.data import demo_clip
-from unflicker.demo import FILES, run_demo
+from unflicker.demo import FILES, demo_models, run_demo
 from unflicker.metrics import psnr
 from unflicker.model import stabilize
 from unflicker.networks.nafnet import NAFNet
 from unflicker.report import flicker_figure, quiet_spots, side_by_side, table
-from unflicker.stabilizers import EMA
+from unflicker.stabilizers import EMA, Aligned
 from unflicker.video import open_reader
 
 SMALL = {"frames": 5, "height": 48, "width": 80}
@@ -77,6 +77,22 @@ def test_rows_hold_the_metrics_of_a_plain_loop(demo_run, models):
     assert rows["base"]["change"] is None and rows["noisy input"]["milliseconds"] is None
 
 
+def test_flicker_rows_hold_what_the_task_none_makes_of_a_flickering_clip(demo_run):
+    flickering, steady = demo_run[1]["flicker"]
+    assert (flickering["name"], steady["name"]) == ("flickering", "deflickered")
+    clip = ToneJitter(severity=3, seed=0)(truth := demo_clip(*SMALL.values()))
+    assert flickering["psnr"] == pytest.approx(psnr(clip, truth).item(), abs=1e-3)
+    error = "temporal_difference_error"
+    assert steady["change"][error] == pytest.approx(100 * (steady[error] / flickering[error] - 1))
+    assert steady["milliseconds"] > 0 and flickering["change"] is None
+
+
+def test_the_demo_shows_the_default_beside_the_simplest_and_the_trained():
+    models = demo_models()
+    assert list(models) == ["base", "output EMA", "aligned", "spatial"]
+    assert isinstance(models["aligned"].stabilizers["output"], Aligned)
+
+
 def test_video_shows_input_base_a_stabilized_model_and_truth(demo_run):
     with open_reader(demo_run[0] / "side_by_side.mp4") as reader:
         frames = [frame.data for frame in reader]
@@ -88,9 +104,9 @@ def test_video_shows_input_base_a_stabilized_model_and_truth(demo_run):
 
 def test_table_shows_every_row_and_its_change(demo_run):
     out = io.StringIO()
-    Console(file=out, width=120).print(table(demo_run[1]["rows"]))
+    Console(file=out, width=120).print(table(demo_run[1]["rows"], demo_run[1]["flicker"]))
     shown = out.getvalue()
-    assert all(word in shown for word in ("noisy input", "base", "EMA 0.5", "PSNR (dB)", "%)"))
+    assert all(word in shown for word in ("noisy input", "base", "EMA 0.5", "deflickered", "PSNR (dB)", "%)"))
 
 
 def test_a_demo_that_fails_leaves_nothing(models, tmp_path, monkeypatch):

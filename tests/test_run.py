@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -15,14 +16,28 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from unflicker import cli
 from unflicker.checkpoint import save_adapter
 from unflicker.checks import InputError
 from unflicker.corruptions import parse
 from unflicker.corruptions.noise import gaussian_noise
 from unflicker.data.synthetic import demo_clip
+from unflicker.explain import (
+    AMPLIFIED,
+    BAR,
+    GAP,
+    MOVED,
+    NOTHING,
+    RAMP,
+    STATIC,
+    explain_frame,
+    explain_path,
+    explain_size,
+)
 from unflicker.model import stabilize
 from unflicker.run import _with_cuts, run_video
-from unflicker.stabilizers import EMA
+from unflicker.stabilizers import EMA, Aligned
+from unflicker.tasks import load_task
 from unflicker.video import Frame, VideoInfo, open_reader, open_writer
 from unflicker.video.ahead import WriteBehind, read_ahead
 
@@ -86,6 +101,24 @@ def command(*arguments: object) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.fixture
+def refused(monkeypatch, capsys):
+    """Run a command in this process, which is quicker, and return the one line it says to what it does not take."""
+
+    def refused(*arguments: object) -> str:
+        monkeypatch.setattr(sys, "argv", ["unflicker", *map(str, arguments)])
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        said = capsys.readouterr().err
+        assert left.value.code == 2 and len(said.strip().splitlines()) == 1, said
+        return said
+
+    monkeypatch.setattr(cli, "tune_process", lambda: None)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # to be put back
+    return refused
+
+
 def test_the_output_is_the_stream_through_the_model(tmp_path):
     source = make(tmp_path / "in.mp4")
     result = run_video(averaging(), source, tmp_path / "out", scene_cuts=False)
@@ -110,6 +143,20 @@ def test_compare_puts_the_base_on_the_left(tmp_path):
     assert after[5].data.shape == (3, 48, 128)
     assert (after[5].data[..., :64] - before[5].data).abs().max() <= 0.5 / 255 + 1e-6
     assert not torch.equal(after[5].data[..., 64:], after[5].data[..., :64])
+
+
+def test_comparing_with_a_stabilized_output_runs_the_network_once(tmp_path):
+    calls = []
+
+    class Counting(nn.Identity):
+        def forward(self, x: Tensor) -> Tensor:
+            calls.append(1)
+            return super().forward(x)
+
+    model = stabilize(Counting(), {"": EMA(0.5)}, example=torch.zeros(1, 3, 8, 8))
+    calls.clear()
+    run_video(model, make(tmp_path / "in.mp4"), tmp_path / "out", compare=True)
+    assert len(calls) == 12 and not model.base._forward_hooks
 
 
 def test_a_scene_cut_starts_afresh(tmp_path):
@@ -179,6 +226,150 @@ def test_a_frame_of_nothing_but_nan_is_no_scene_cut():
     assert not any(cut for _, cut in _with_cuts(frames))
 
 
+BLACK = torch.zeros(3, 48, 64)
+
+
+def stream_of(*pictures: Tensor) -> list[Frame]:
+    return [Frame(data, t, 1 / RATE) for t, data in enumerate(pictures)]
+
+
+def cuts_of(frames: list[Frame]) -> list[int]:
+    return [t for t, (_, cut) in enumerate(_with_cuts(frames)) if cut]
+
+
+def shot(frames: int, start: int = 0) -> list[Tensor]:
+    return [picture(start + t, 64, 48) for t in range(frames)]
+
+
+@pytest.mark.parametrize("dropped", [1, 2, 3])
+def test_a_few_black_frames_are_dropped_frames(dropped):
+    frames = stream_of(*shot(4), *[BLACK] * dropped, *shot(4, 4))
+    seen = list(_with_cuts(frames))
+    assert [frame.pts for frame, _ in seen] == list(range(len(frames)))
+    assert not any(cut for _, cut in seen)
+    unknown = [bool(frame.data.isnan().all()) for frame, _ in seen]
+    assert unknown == [False] * 4 + [True] * dropped + [False] * 4
+    # A cut is one against what was seen before the dropped frames.
+    assert cuts_of([*frames[: 4 + dropped], *stream_of(*(1 - each.flip(0) for each in shot(3)))]) == [4 + dropped]
+
+
+def test_many_black_frames_are_a_scene():
+    assert cuts_of(stream_of(*shot(4), *[BLACK] * 10, *shot(4))) == [4, 14]
+    assert cuts_of(stream_of(*shot(4), *[BLACK] * 4, *shot(4))) == [4, 8]
+
+
+def test_stars_do_not_outlive_the_cut_to_black():
+    sky = torch.full_like(BLACK, 0.01)
+    sky[:, 20:22, 30:32] = 1  # too little for the detector
+    assert cuts_of(stream_of(*[sky] * 4, *[BLACK] * 5, *[sky] * 3)) == [4, 9]
+
+
+def test_a_fade_is_no_cut():
+    fade = [picture(0, 64, 48) * (1 - t / 24) for t in range(24)]
+    assert cuts_of(stream_of(*fade, *[BLACK] * 6, *reversed(fade))) == []
+
+
+def test_black_at_the_ends_is_a_scene():
+    assert cuts_of(stream_of(*[BLACK] * 2, *shot(4))) == [2]
+    ending = list(_with_cuts(stream_of(*shot(4), *[BLACK] * 2)))
+    assert [cut for _, cut in ending] == [False] * 4 + [True, False]
+    assert not any(frame.data.any() for frame, _ in ending[4:])
+    assert cuts_of(stream_of(*[BLACK] * 3)) == cuts_of([]) == []
+
+
+def test_animation_on_twos_is_no_cut():
+    assert cuts_of(stream_of(*(picture(8 * (t // 2), 64, 48) for t in range(12)))) == []
+
+
+@pytest.mark.parametrize("adapter", ["aligned", "ema"])
+def test_dropped_frames_are_filled_and_black_scenes_are_black(tmp_path, adapter):
+    still, info = picture(0, 64, 48), VideoInfo(64, 48, RATE, 1 / RATE, is_folder=True)
+    with open_writer(tmp_path / "in", info) as writer:
+        for frame in stream_of(*[still] * 4, *[BLACK] * 2, *[still] * 4, *[BLACK] * 10, *[still] * 2, BLACK):
+            writer.write(frame)
+    result = run_video(load_task("none", adapter), tmp_path / "in", tmp_path / "out")
+    after = [frame.data for frame in read(tmp_path / "out")]
+    assert result.cuts == [10, 20, 22]
+    for t in [*range(10), 20, 21]:
+        assert (after[t] - still).abs().max() < 2 / 255, t
+    for t in [*range(10, 20), 22]:
+        assert not after[t].any(), t
+
+
+def test_duplicated_frames_pass(tmp_path):
+    frames = demo_clip(6, 96, 160).repeat_interleave(2, 0)
+    with open_writer(tmp_path / "in", VideoInfo(160, 96, RATE, 1 / RATE, is_folder=True)) as writer:
+        for frame in stream_of(*frames):
+            writer.write(frame)
+    assert run_video(load_task("none"), tmp_path / "in", tmp_path / "out").cuts == []
+    for before, after in zip(read(tmp_path / "in"), read(tmp_path / "out"), strict=True):
+        assert (after.data - before.data).square().mean().sqrt() < 0.01
+
+
+def test_an_explanation_says_what_was_trusted_and_what_was_changed():
+    result, base = torch.full((1, 3, 8, 12), 0.52), torch.full((1, 3, 8, 12), 0.5)
+    evidence, moved = torch.full((1, 1, 4, 6), 8.0), torch.zeros(1, 1, 4, 6)
+    evidence[..., :2], moved[..., 4:] = 1.0, 1.0
+    drawn = explain_frame(result, base, {"output/evidence": evidence, "output/moved": moved})
+    assert tuple(drawn.shape[1:]) == explain_size(8, 12) == (2 * (8 + BAR) + GAP, 24 + GAP)
+    middle = BAR + 4
+    panels = {
+        "result": drawn[:, middle, :12],
+        "evidence": drawn[:, middle, 12 + GAP :],
+        "origin": drawn[:, middle + 8 + BAR + GAP, :12],
+        "change": drawn[:, middle + 8 + BAR + GAP, 12 + GAP :],
+    }
+    assert torch.equal(panels["result"], result[0, :, 0])
+    assert torch.allclose(panels["evidence"][:, -1], torch.tensor(RAMP[-1]))
+    assert torch.allclose(panels["change"], torch.tensor(0.5 + AMPLIFIED * 0.02))
+    for column, colour in ((0, NOTHING), (6, STATIC), (11, MOVED)):
+        assert torch.allclose(panels["origin"][:, column], 0.55 * 0.52 + 0.45 * torch.tensor(colour), atol=1e-4)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (17, 33), (5, 641), (721, 1281)])
+def test_explanations_of_any_size_are_even(height, width):
+    model = stabilize(nn.Identity(), {"": Aligned()}, example=torch.zeros(1, 3, 8, 8))
+    frame = torch.rand(1, 3, height, width)
+    drawn = explain_frame(frame, frame, model(frame)[1])
+    assert tuple(drawn.shape[1:]) == explain_size(height, width)
+    assert drawn.shape[1] % 2 == drawn.shape[2] % 2 == 0 and drawn.min() >= 0 and drawn.max() <= 1
+
+
+def test_the_explanation_is_a_second_video_in_step_with_the_first(tmp_path):
+    source = make(tmp_path / "in.mp4", 6)
+    result = run_video(load_task("none"), source, tmp_path / "out.mp4", explain=True, compare=True)
+    assert result.explanation == explain_path(tmp_path / "out.mp4") == str(tmp_path / "out.explain.mp4")
+    made, explained = read(tmp_path / "out.mp4"), read(tmp_path / "out.explain.mp4")
+    assert [f.pts_seconds for f in explained] == [f.pts_seconds for f in made] and len(made) == 6
+    assert tuple(explained[0].data.shape[1:]) == explain_size(48, 64)
+    assert psnr_of(explained[3].data[:, BAR : BAR + 48, :64], made[3].data[..., 64:]) > 30
+    run_video(load_task("none"), source, f"{tmp_path}/out.v2/", explain=True)
+    assert len(list((tmp_path / "out.v2.explain").glob("*.png"))) == 6
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "in.mp4", "out.explain.mp4", "out.mp4", "out.v2", "out.v2.explain"
+    ]  # fmt: skip
+
+
+def psnr_of(preds: Tensor, target: Tensor) -> float:
+    return float(-10 * (preds - target).square().mean().log10())
+
+
+def test_what_an_explanation_refuses(tmp_path):
+    source = make(tmp_path / "in.mp4", 2)
+    with pytest.raises(InputError, match="nothing to explain: this adapter keeps no evidence"):
+        run_video(averaging(), source, tmp_path / "out.mp4", explain=True)
+    (tmp_path / "out.explain.mp4").write_text("precious")
+    with pytest.raises(InputError, match=r"out.explain.mp4 exists; pass --overwrite"):
+        run_video(load_task("none"), source, tmp_path / "out.mp4", explain=True)
+    assert (tmp_path / "out.explain.mp4").read_text() == "precious"
+    run_video(load_task("none"), source, tmp_path / "out.mp4", explain=True, overwrite=True)
+    assert len(read(tmp_path / "out.explain.mp4")) == 2
+    itself = make(tmp_path / "b.explain.mp4", 2)
+    with pytest.raises(InputError, match="Input and output are both"):
+        run_video(load_task("none"), itself, tmp_path / "b.mp4", explain=True, overwrite=True)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["b.explain.mp4", "in.mp4", "out.explain.mp4", "out.mp4"]
+
+
 def test_a_folder_is_not_replaced_by_itself(tmp_path):
     with open_writer(tmp_path / "in", VideoInfo(8, 8, RATE, 1 / RATE, is_folder=True)) as writer:
         writer.write(Frame(torch.zeros(3, 8, 8), 0, 1 / RATE))
@@ -246,9 +437,9 @@ def test_memory_does_not_grow_with_length(tmp_path):
 
 def test_run_from_the_command_line(tmp_path):
     source = with_sound(tmp_path / "in.mp4", make(tmp_path / "silent.mp4"))
-    done = command("run", source, tmp_path / "out.mp4", "--task", "denoise", "--compare")
+    done = command("run", source, tmp_path / "out.mp4", "--task", "denoise", "--compare", "--explain")
     assert done.returncode == 0, done.stderr
-    assert "12 frames at" in done.stderr and done.stdout == ""
+    assert "12 frames at" in done.stderr and f"Look at {tmp_path}/out.explain.mp4" in done.stderr and done.stdout == ""
     assert read(tmp_path / "out.mp4")[0].data.shape == (3, 48, 128)
 
 
@@ -258,6 +449,8 @@ def test_run_from_the_command_line(tmp_path):
         (["nothing.mp4", "OUT"], "There is no file or folder nothing.mp4"),
         (["IN", "OUT", "--task", "denoize"], "no task 'denoize'; did you mean 'denoise'?"),
         (["IN", "OUT", "--adapter", "spacial"], "no adapter 'spacial', and there is no such folder; did you mean"),
+        (["IN", "OUT", "--task", "none", "--adapter", "spatial"], "The task 'none' has no adapter 'spatial'"),
+        (["IN", "OUT", "--adapter", "ema", "--explain"], "nothing to explain: this adapter keeps no evidence"),
         (["IN", "OUT", "--strength", "much"], "'--strength'"),
         (["IN", "OUT", "--strenght", "1"], "--strength"),
         (["IN", "OUT", "--strength", "-1"], "strength must be 0 (off) or more, up to 1e+06, got -1.0"),
@@ -267,11 +460,9 @@ def test_run_from_the_command_line(tmp_path):
         (["IN", "IN"], "Input and output are both"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2(tmp_path, arguments, words):
+def test_bad_input_is_one_line_and_exit_code_2(tmp_path, refused, arguments, words):
     places = {"IN": str(make(tmp_path / "in.mp4", 2)), "OUT": str(tmp_path / "out.mp4")}
-    done = command("run", *(places.get(a, a) for a in arguments))
-    assert done.returncode == 2
-    assert words in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    assert words in refused("run", *(places.get(a, a) for a in arguments))
     assert [p.name for p in tmp_path.iterdir()] == ["in.mp4"]
 
 
@@ -309,9 +500,8 @@ def test_corrupt_is_the_corruption_of_the_whole_clip(tmp_path):
         ("jpeg:ivmm", "no preset 'ivmm'"),
     ],
 )
-def test_what_corrupt_refuses(tmp_path, kind, words):
-    done = command("corrupt", make(tmp_path / "in.mp4", 2), tmp_path / "out.mp4", kind)
-    assert done.returncode == 2 and words in done.stderr and len(done.stderr.strip().splitlines()) == 1
+def test_what_corrupt_refuses(tmp_path, refused, kind, words):
+    assert words in refused("corrupt", make(tmp_path / "in.mp4", 2), tmp_path / "out.mp4", kind)
 
 
 def test_a_slash_at_the_end_means_a_folder(tmp_path):
@@ -343,7 +533,8 @@ def test_a_file_cut_off_in_the_middle_gives_what_there_is(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_leaves_nothing_that_looks_complete(tmp_path, number):
     source = make(tmp_path / "in.mp4", 200, 320, 192)
-    arguments = [sys.executable, "-m", "unflicker", "run", str(source), str(tmp_path / "out.mp4"), "--adapter", "ema"]
+    options = ["--task", "none", "--explain"]
+    arguments = [sys.executable, "-m", "unflicker", "run", str(source), str(tmp_path / "out.mp4"), *options]
     # What runs these tests may ignore the signals, as a shell does for what is in the background; children inherit it.
     heed = partial(signal.signal, number, signal.SIG_DFL)
     process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
@@ -371,8 +562,6 @@ def test_help_answers_without_torch():
 
 @pytest.mark.skipif(not SHARED.exists(), reason="needs the clips in ../shared")
 def test_a_real_clip(tmp_path):
-    from unflicker.tasks import load_task
-
     frames = read(SHARED / "data" / "clips" / "tos_deck.mp4")[:6]
     info = VideoInfo(frames[0].data.shape[2], frames[0].data.shape[1], Fraction(24), frames[0].time_base)
     with open_writer(tmp_path / "in.mp4", info) as writer:

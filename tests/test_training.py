@@ -141,6 +141,8 @@ def test_the_bundled_weights_are_small_and_told_of():
     assert sum(path.stat().st_size for path in files) < 6e6
     assert {path.suffix for path in files} <= {".safetensors", ".json", ".md"}
     for name, task in TASKS.items():
+        if not task.weights:
+            continue
         parameters = sum(value.numel() for value in load_file(WEIGHTS / f"{name}.safetensors").values())
         assert 0.3e6 < parameters < 0.6e6
         for adapter in task.trained:

@@ -44,12 +44,32 @@ def version(show: Annotated[bool, typer.Option("--version", help="Print the vers
 def run(
     source: Annotated[Path, typer.Argument(metavar="IN", help="A video, or a folder of images.")],
     destination: Annotated[str, typer.Argument(metavar="OUT", help="A video (.mp4 .mkv .mov), or a new folder.")],
-    task: Annotated[str, typer.Option(help="What to do: denoise (noise up to 0.2), denoise-heavy (0.6).")] = "denoise",
+    task: Annotated[
+        str,
+        typer.Option(
+            help="What to do: denoise (noise up to 0.2), denoise-heavy (0.6), "
+            "none (no network: take the video's own flicker out)."
+        ),
+    ] = "denoise",
     adapter: Annotated[
-        str, typer.Option(help="spatial, learned-ema, ema, none (the network alone), or a folder of yours.")
+        str,
+        typer.Option(
+            help="aligned (the default), ema, none (the network alone); for denoise also spatial, learned-ema; "
+            "or a folder of yours.",
+            show_default=False,
+        ),
     ] = "default",
     strength: Annotated[float, typer.Option(help="How much the past counts: 0 off, 1 as trained, 2 stronger.")] = 1.0,
     compare: Annotated[bool, typer.Option("--compare", help="Write network alone | stabilized.")] = False,
+    explain: Annotated[
+        bool,
+        typer.Option(
+            "--explain",
+            help="Write a second video that shows why, out.explain.mp4 for out.mp4: the result | evidence, 0 to 8 "
+            "frames that agree (violet to yellow) / where the past was taken from (blue: same place, orange: along "
+            "the motion, red: nothing) | what was changed, times 8, around grey.",
+        ),
+    ] = False,
     scene_cuts: Annotated[bool, typer.Option("--scene-cuts/--no-scene-cuts", help="Start afresh at a cut.")] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")] = False,
     frame_rate: Annotated[float | None, typer.Option(help="Frames per second of a folder of images [24].")] = None,
@@ -68,6 +88,7 @@ def run(
             strength=strength,
             scene_cuts=scene_cuts,
             compare=compare,
+            explain=explain,
             overwrite=overwrite,
             frame_rate=frame_rate,
             on_frame=on_frame,
@@ -146,7 +167,7 @@ def measure(
 def demo(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to put the results.")] = Path("unflicker-demo"),
 ) -> None:
-    """Make a noisy clip, take it through the bundled networks, and show what steadiness costs and gives."""
+    """Make a noisy clip and one that flickers, take them through networks, and show what steadiness costs and gives."""
     from rich.console import Console
     from rich.progress import Progress, TaskID
 
@@ -164,7 +185,7 @@ def demo(
             progress.update(bars[what], completed=done, total=total)
 
         report = run_demo(folder, models=demo_models(), progress=show)
-    Console().print(table(report["rows"]))
+    Console().print(table(report["rows"], report["flicker"]))
     _say(f"Look at {folder / 'side_by_side.mp4'}, {folder / 'flicker.png'} and {folder / 'report.json'}.")
 
 
@@ -218,6 +239,8 @@ def _report(destination: str, result: RunResult) -> None:
     cuts = f", {len(result.cuts)} scene cuts" if result.cuts else ""
     speed = result.frames / max(result.seconds, 1e-9)
     _say(f"{destination}: {result.frames} frames at {speed:.1f} frames per second{cuts}.")
+    if result.explanation:
+        _say(f"Look at {result.explanation} for why.")
     if result.resized:
         _say(f"warning: {result.resized} frames came in another size than the first and were resized to it.")
     if result.damage:

@@ -1,4 +1,4 @@
-"""The demo: a clip with a known truth, made noisy, restored by a network with and without stabilizers."""
+"""The demo: a clip with a known truth, made noisy, restored by a network with and without stabilizers; and flicker."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from unflicker.checks import InputError
+from unflicker.corruptions.flicker import ToneJitter
 from unflicker.corruptions.noise import gaussian_noise
 from unflicker.data.synthetic import demo_clip
 from unflicker.metrics.quality import psnr
@@ -28,17 +29,18 @@ from unflicker.state import State
 
 FRAME_RATE = 24
 SIGMA = 0.1
+FLICKER = 3  # severity
 WARM_UP = 3  # frames whose time does not count
 FILES = ("side_by_side.mp4", "flicker.png", "report.json")
 Progress = Callable[[str, int, int], None]
 
 
 def demo_models() -> dict[str, nn.Module]:
-    """Return the denoiser alone ("base"), with a fixed average of its output, and with each adapter in the package."""
-    from unflicker.tasks import TASKS, load_network, load_task  # only what runs the bundled models needs their weights
+    """Return the denoiser alone ("base"), with a fixed average of its output, "aligned" (the default) and "spatial"."""
+    from unflicker.tasks import load_network, load_task  # only what runs the bundled models needs their weights
 
-    trained = {name: load_task("denoise", name) for name in TASKS["denoise"].trained}
-    return {"base": load_network("denoise"), "output EMA": load_task("denoise", "ema"), **trained}
+    stabilized = {name: load_task("denoise", name) for name in ("aligned", "spatial")}
+    return {"base": load_network("denoise"), "output EMA": load_task("denoise", "ema"), **stabilized}
 
 
 def run_demo(
@@ -46,7 +48,7 @@ def run_demo(
     *,
     models: Mapping[str, nn.Module] | None = None,
     progress: Progress | None = None,
-    frames: int = 72,
+    frames: int = 64,
     height: int = 192,
     width: int = 320,
     scene: str = "motorcycle",
@@ -55,7 +57,8 @@ def run_demo(
 
     side_by_side.mp4 shows the noisy clip, the base, the steadiest of the others and the truth; flicker.png draws the
     flicker over time; report.json holds all numbers, settings and versions. Earlier ones are replaced, all three at
-    the end; what else is in the folder stays.
+    the end; what else is in the folder stays. At the end the clip itself is made to flicker (`ToneJitter`, no noise),
+    and goes through the task "none".
 
     Args:
         folder: made if need be.
@@ -69,8 +72,8 @@ def run_demo(
         scene: one of `unflicker.data.synthetic.SCENES`.
 
     Returns:
-        What report.json holds; "rows" has a `Row` for the noisy input and for each model. `unflicker.report.table`
-        shows them.
+        What report.json holds; "rows" has a `Row` for the noisy input and for each model, "flicker" one for the
+        flickering clip and one for what the task "none" makes of it. `unflicker.report.table` shows them.
 
     Raises:
         InputError: the folder cannot be written, "base" is missing, or the clip cannot be made.
@@ -93,15 +96,17 @@ def run_demo(
         noisy = gaussian_noise(truth, SIGMA, seed=0)
         outputs, milliseconds = _run(models, noisy, tell)
         tell("writing", frames, frames + 1)
-        rows = _rows(noisy, outputs, truth, milliseconds)
+        rows = _rows("noisy input", noisy, "base", outputs, truth, milliseconds)
         report = {
             "rows": rows,
+            "flicker": _flicker_rows(truth),
             "truth": {"instability": _number(instability(truth, normalized=True))},
             "instability_norm": {name: _number(instability(clip)) for name, clip in outputs.items()},
             "settings": {
                 "clip": {"scene": scene, "frames": frames, "height": height, "width": width, "seed": 0},
                 "frame_rate": FRAME_RATE,
                 "noise": {"kind": "gaussian", "sigma": SIGMA, "seed": 0},
+                "flicker": {"kind": "tone_jitter", "severity": FLICKER, "seed": 0},
                 "warm_up_frames": min(WARM_UP, frames - 1),
                 "threads": torch.get_num_threads(),
             },
@@ -144,9 +149,17 @@ def _run(models: Mapping[str, nn.Module], noisy: Tensor, tell: Progress) -> tupl
     return outputs, {name: statistics.median(each[min(WARM_UP, frames - 1) :]) for name, each in times.items()}
 
 
-def _rows(noisy: Tensor, outputs: dict[str, Tensor], truth: Tensor, milliseconds: dict[str, float]) -> list[Row]:
-    rows = [_row(name, clip, truth, milliseconds.get(name)) for name, clip in {"noisy input": noisy, **outputs}.items()]
-    base = next(row for row in rows if row["name"] == "base")
+def _rows(
+    source: str,
+    clip: Tensor,
+    reference: str,
+    outputs: dict[str, Tensor],
+    truth: Tensor,
+    milliseconds: dict[str, float],
+) -> list[Row]:
+    """Measure the source clip and the outputs, and each output's change against the row called `reference`."""
+    rows = [_row(name, each, truth, milliseconds.get(name)) for name, each in {source: clip, **outputs}.items()]
+    base = next(row for row in rows if row["name"] == reference)
     for row in rows:
         if row["name"] in outputs and row is not base:
             row["change"] = {
@@ -158,6 +171,15 @@ def _rows(noisy: Tensor, outputs: dict[str, Tensor], truth: Tensor, milliseconds
                 "milliseconds": _percent(row["milliseconds"], base["milliseconds"]),
             }
     return rows
+
+
+def _flicker_rows(truth: Tensor) -> list[Row]:
+    """Measure what the task "none" takes out of a clip whose tone flickers."""
+    from unflicker.tasks import load_task
+
+    flickering = ToneJitter(severity=FLICKER, seed=0)(truth)
+    outputs, milliseconds = _run({"deflickered": load_task("none")}, flickering, lambda doing, done, total: None)
+    return _rows("flickering", flickering, "flickering", outputs, truth, milliseconds)
 
 
 def _row(name: str, clip: Tensor, truth: Tensor, milliseconds: float | None) -> Row:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unflicker.functional import box_mean, flow_to, gaussian_blur, gradient, median, resize, sample
+from unflicker.functional import box_mean, flow_to, gaussian_blur, gradient, luma, median, resize, sample
 from unflicker.state import State
 
 # Found by random search on the training and validation clips of the benchmarks, sigma 0.1; all but the first few
@@ -158,8 +158,8 @@ def follow_tone(
     Args:
         y: the output at half size, (B, C, h, w).
         past: the last result, moved, as `y`.
-        x: luma of the guide, (B, 1, h, w).
-        x_past: that of the last frame, moved.
+        x: the guide, (B, C', h, w); of as many channels as y, each is compared with its own.
+        x_past: the guide of the last frame, moved.
         inside: (B, 1, h, w), 0 where the past left the frame or nothing was seen.
         flow: (B, 2, h, w), half-size pixels, from the present to the past.
         clean: (B, 1, 1, 1), 1 where the guide is the cleaner signal; only then does its texture tell slopes.
@@ -170,6 +170,7 @@ def follow_tone(
     k = coarseness(*y.shape[-2:])
     sigma = SPREAD * max(y.shape[-2:]) / k
     channels = y.shape[1]
+    colour, colour_past, x, x_past = x, x_past, luma(x), luma(x_past)
     dark, change, level, jump, weight = (
         F.avg_pool2d(each, k, ceil_mode=True) for each in (x, x_past - x, y, past - y, inside)
     )
@@ -189,12 +190,18 @@ def follow_tone(
     share = weight.mean((2, 3), keepdim=True)
 
     # The guide's change and the output's jump, each an affine function of the guide's luma near every point.
+    if colour.shape == y.shape:  # each channel of the output changes as that of the guide; else all as its luma
+        change, bright = (F.avg_pool2d(each, k, ceil_mode=True) for each in (colour_past - colour, colour))
+    else:
+        bright = dark
     constant, slope, support = local_affine(weight, dark, torch.cat([change, jump], 1), sigma, damping, clean)
-    (change_at, jump_at), (change_by, jump_by) = (each.split([1, channels], 1) for each in (constant, slope))
+    (change_at, jump_at), (change_by, jump_by) = (
+        each.split([change.shape[1], channels], 1) for each in (constant, slope)
+    )
     trusted = ((support + 0.2 * share) / 0.1).clamp(0.0, 1.0) * (share / 0.1).clamp_max(1)
 
     # Autocovariance tells flicker (to and fro: negative) from a fade (on and on: positive).
-    moved = trusted * (change_at + change_by * dark)
+    moved = (trusted * (change_at + change_by * dark)).mean(1, keepdim=True)
     age = (state["age"] + 1).clamp_max(1 / SWINGS)
     products = torch.cat([moved.square(), moved * state["change"]], 1).mean((2, 3), keepdim=True)
     swing = torch.where(age > 1, state["swing"] + (products - state["swing"]) / (age - 1).clamp_min(1), 0)
@@ -202,7 +209,7 @@ def follow_tone(
 
     # What the change of light makes of the output is no flicker.
     if light:
-        level, bright = gaussian_blur(torch.cat([level, dark], 1), sigma).split([channels, 1], 1)
+        level, bright = gaussian_blur(torch.cat([level, bright], 1), sigma).split([channels, bright.shape[1]], 1)
         ratio = ((level + 0.01) / (bright + 0.01)).clamp(0.2, 3.0) * (1 - swings)
         hold_at, hold_by = jump_at - ratio * change_at, jump_by - ratio * change_by
         expected = (ratio * (change_at + change_by * dark)).square().mean(1, keepdim=True)

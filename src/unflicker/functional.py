@@ -231,9 +231,9 @@ def in_frame(flow: Tensor) -> Tensor:
 
 def _grid(flow: Tensor) -> Tensor:
     height, width = flow.shape[-2:]
-    x = torch.arange(width, dtype=flow.dtype, device=flow.device) * 2 + 1
-    y = torch.arange(height, dtype=flow.dtype, device=flow.device).unsqueeze(1) * 2 + 1
-    return torch.stack([(x + 2 * flow[:, 0]) / width - 1, (y + 2 * flow[:, 1]) / height - 1], -1)
+    x = (torch.arange(width, dtype=flow.dtype, device=flow.device) * 2 + 1) / width - 1
+    y = (torch.arange(height, dtype=flow.dtype, device=flow.device).unsqueeze(1) * 2 + 1) / height - 1
+    return torch.stack([torch.add(x, flow[:, 0], alpha=2 / width), torch.add(y, flow[:, 1], alpha=2 / height)], -1)
 
 
 def box_mean(x: Tensor, size: int) -> Tensor:

@@ -26,7 +26,9 @@ class Guide:
 
     Attributes:
         frame: (B, C, H, W), 0 where it is not finite or masked.
-        luma, past: (B, 1, H/2, W/2), now and in the last frame; where the frame is missing, the last one stands in.
+        colour, colour_past: (B, C, H/2, W/2), now and in the last frame, on a range of [0, 1]; where the frame is
+            missing, the last one stands in.
+        luma, past: their luma, (B, 1, H/2, W/2).
         seen: (B, 1, 1, 1), 1 where there is a last frame.
         valid: (B, 1, H, W) bool: what is finite, not masked, and did not suddenly become exactly black in blocks.
         following: the state for the next frame.
@@ -35,7 +37,7 @@ class Guide:
     def __init__(self, frame: Tensor, state: State, mask: Tensor | None = None) -> None:
         frame = frame.detach()
         frame = frame.to(torch.promote_types(frame.dtype, torch.float32))
-        self.past, self.seen = state["past"], state["seen"]
+        self.colour_past, self.seen = state["past"], state["seen"]
         self._flows: dict[tuple[str | Flow, str], Tensor] = {}
         lazy = not torch.compiler.is_compiling()  # a graph works out everything, a program only what it needs
         finite = finite_pixels(frame) if mask is None else finite_pixels(frame) & (mask > 0.5)
@@ -43,28 +45,27 @@ class Guide:
         if not whole:
             frame = torch.where(finite, frame, 0)
         self._range = state["range"] if lazy and bool(self.seen.all()) else self._usual(frame, state)
-        plane = luma(frame).clamp(-LARGEST, LARGEST)
-        black, patience = plane == 0, torch.zeros_like(self.seen)
-        if not lazy or bool((half(black.to(plane.dtype)) == 1).any()):
+        self.frame, small = frame, half(frame.clamp(-LARGEST, LARGEST))
+        self.past = luma(self.colour_past)
+        black, patience = torch.zeros_like(finite), torch.zeros_like(self.seen)
+        if not lazy or bool((luma(small) == 0).any()):
             black, patience = self._missing((frame == 0).all(1, keepdim=True), state)
-        else:
-            black = torch.zeros_like(black)
-        whole = whole and not (lazy and bool(black.any()))
-        self.frame, self._plane = frame, plane
-        self.valid, self.luma = finite & ~black, self._unit(half(plane))
+            whole = whole and not (lazy and bool(black.any()))
+        self.valid, self.colour = finite & ~black, self._unit(small)
         if not whole:
-            gone = (~self.valid).to(plane.dtype).mean((2, 3), keepdim=True) > GONE
+            gone = (~self.valid).to(frame.dtype).mean((2, 3), keepdim=True) > GONE
             self.valid = self.valid & ~(gone & (self.seen > 0))
         self.whole = whole
         """Whether all of it is known to be valid; False in a graph."""
-        known = None if whole else half(self.valid.to(plane.dtype)) == 1
+        known = None if whole else half(self.valid.to(frame.dtype)) == 1
         if known is not None:
-            self.luma = torch.where(known | (self.seen == 0), self.luma, self.past)
+            self.colour = torch.where(known | (self.seen == 0), self.colour, self.colour_past)
+        self.luma = luma(self.colour)
         change = (self.luma - self.past).mean((2, 3), keepdim=True).abs() * self.seen
         if known is not None:
             change = torch.where(known.any(3, True).any(2, True), change, state["change"])
         self.following = {
-            "past": self.luma,
+            "past": self.colour,
             "seen": torch.ones_like(self.seen),
             "range": self._range,
             "change": change,
@@ -74,9 +75,9 @@ class Guide:
     @staticmethod
     def fresh(frame: Tensor) -> State:
         """Return the state before the first frame, all zero, for frames like `frame` (B, C, H, W)."""
-        plane = half(torch.zeros_like(frame[:, :1], dtype=torch.promote_types(frame.dtype, torch.float32)))
-        one = torch.zeros_like(plane[..., :1, :1])
-        return {"past": plane, "seen": one, "range": one.repeat(1, 2, 1, 1), "change": one, "patience": one}
+        past = half(torch.zeros_like(frame, dtype=torch.promote_types(frame.dtype, torch.float32)))
+        one = torch.zeros_like(past[:, :1, :1, :1])
+        return {"past": past, "seen": one, "range": one.repeat(1, 2, 1, 1), "change": one, "patience": one}
 
     def flow(self, method: str | Flow, preset: str) -> Tensor:
         """Return the flow from this frame to the last in half-size pixels, (B, 2, H/2, W/2), worked out once."""
@@ -88,7 +89,7 @@ class Guide:
     @property
     def plane(self) -> Tensor:
         """The luma at full size, (B, 1, H, W) in [0, 1]."""
-        return self._unit(self._plane)
+        return self._unit(luma(self.frame).clamp(-LARGEST, LARGEST))
 
     def _unit(self, plane: Tensor) -> Tensor:
         return (plane - self._range[:, :1]) / self._range[:, 1:].clamp_min(1e-12)
@@ -103,11 +104,11 @@ class Guide:
 
     def _missing(self, black: Tensor, state: State) -> tuple[Tensor, Tensor]:
         """Where black came suddenly, in blocks, (B, 1, H, W) bool; and for how many frames it has covered all."""
-        gone = half(black.to(self.past.dtype)) == 1
+        gone = half(black.to(self.colour_past.dtype)) == 1
         # A fade goes dark step by step, and its last step is no larger than the one before.
         sudden = self.past > DARK + 3 * state["change"]
         # An opening: what survives losing 2 x 2 at its edges, grown again. Single zeros can be chance.
-        core = -F.max_pool2d(F.pad(-(gone & sudden).to(self.past.dtype), (0, 1, 0, 1), value=-1.0), 2, 1)
+        core = -F.max_pool2d(F.pad(-(gone & sudden).to(self.colour_past.dtype), (0, 1, 0, 1), value=-1.0), 2, 1)
         holes = F.max_pool2d(F.pad(core, (1, 0, 1, 0), value=-1.0), 2, 1)
         block = F.interpolate(holes, scale_factor=2.0, mode="nearest")[..., : black.shape[-2], : black.shape[-1]] > 0
         all_black = black.all(3, True).all(2, True) & (self.seen > 0)

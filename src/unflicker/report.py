@@ -169,23 +169,34 @@ def quiet_spots(target: Tensor, *, window: int, count: int = 3) -> list[tuple[in
     return chosen
 
 
-def table(rows: Sequence[Row]) -> Table:
-    """Make a table of what was measured, with each number's change against the base beside it."""
+def table(rows: Sequence[Row], *more: Sequence[Row]) -> Table:
+    """Make a table of what was measured, with each number's change against the group's base beside it.
+
+    Args:
+        rows: the first group.
+        more: further groups, each below a line.
+    """
     from rich.table import Table
 
-    result = Table(caption="TDE: temporal-difference error. RMS per value, of 1; in brackets the change against base.")
+    result = Table(
+        caption="TDE: temporal-difference error. RMS per value, of 1; in brackets the change against base, "
+        "or against the clip that flickers."
+    )
     result.add_column("")
     for heading in ("PSNR (dB)", "instability", "TDE", "ms per frame"):
         result.add_column(heading, justify="right")
-    for row in rows:
-        change = row["change"] or {}
-        result.add_row(
-            row["name"],
-            _cell(row["psnr"], "{:.2f}", change.get("psnr"), "{:+.2f}"),
-            _cell(row["instability"], "{:.4f}", change.get("instability"), "{:+.0f} %"),
-            _cell(row["temporal_difference_error"], "{:.4f}", change.get("temporal_difference_error"), "{:+.0f} %"),
-            _cell(row["milliseconds"], "{:.1f}", change.get("milliseconds"), "{:+.0f} %"),
-        )
+    for group in (rows, *more):
+        for row in group:
+            change = row["change"] or {}
+            error = row["temporal_difference_error"]
+            result.add_row(
+                row["name"],
+                _cell(row["psnr"], "{:.2f}", change.get("psnr"), "{:+.2f}"),
+                _cell(row["instability"], "{:.4f}", change.get("instability"), "{:+.0f} %"),
+                _cell(error, "{:.4f}", change.get("temporal_difference_error"), "{:+.0f} %"),
+                _cell(row["milliseconds"], "{:.1f}", change.get("milliseconds"), "{:+.0f} %"),
+            )
+        result.add_section()
     return result
 
 

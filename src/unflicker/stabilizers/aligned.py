@@ -176,7 +176,10 @@ class Aligned(Stabilizer):
         present = z.to(dtype) if valid is None else torch.where(valid, z.to(dtype), own["past"])
         step = self._along_motion if self._is_map else self._in_place
         blended, seen, following = step(present, valid, own, strength.to(dtype), guide)
-        following = {name: value.nan_to_num(0, 0, 0) for name, value in following.items()}
+        if torch.compiler.is_compiling() or not bool(
+            torch.stack([value.sum() for value in following.values()]).isfinite().all()
+        ):
+            following = {name: value.nan_to_num(0, 0, 0) for name, value in following.items()}
         active = seen & (strength > 0)
         if valid is None and bool(active.all()) and bool(torch.isfinite(blended.sum())):
             result = blended.to(z.dtype)  # the usual frame of a program: no pixel needs a choice
@@ -227,12 +230,11 @@ class Aligned(Stabilizer):
         motion, clean, steep = self._motion((bright - offset) / unit, (bright_past - offset) / unit, guide)
         inside = in_frame(motion) * (n > 0)
         guided = guide if self._has_tone else None
-        x, x_past = (
-            (bright, bright_past) if guided is None else (resize(guided.luma, small), resize(guided.past, small))
-        )
+        x, x_past = (bright, bright_past) if guided is None else (guided.colour, guided.colour_past)
+        x, x_past = resize(x, small), resize(x_past, small)
         compared, compared_past = self._compared(bright, y_half), self._compared(bright_past, past_half)
         carried = sample(torch.cat([compared_past if guided is None else past_half, n, x_past], 1), motion)
-        past_moved, n_moved, x_moved = carried[:, :-2], carried[:, -2:-1], carried[:, -1:]
+        past_moved, n_moved, x_moved = carried.split([carried.shape[1] - 1 - x.shape[1], 1, x.shape[1]], 1)
         compared_moved = self._compared(self._brightness(past_moved), past_moved) if guided is not None else past_moved
         n_moved = n_moved.clamp(0.0, LONGEST) * inside
         following: State = {}
@@ -285,7 +287,7 @@ class Aligned(Stabilizer):
         mean = box_mean(squared, WINDOW)
         noise = noise_variance(squared, own["noise"], FLOOR**2)
         agrees = consistency(squared, mean, signed, self._variance(edges, noise, steep, clean))
-        shown = torch.where(goes, x_moved, x_past) - x
+        shown = luma(torch.where(goes, x_moved, x_past) - x)
         if guided is not None and (torch.compiler.is_compiling() or bool((clean > 0).any())):
             agrees = agrees * torch.where(clean > 0, explained(signed, shown), 1)
         odds = count * agrees
