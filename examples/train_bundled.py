@@ -1,10 +1,10 @@
 """Train the networks and adapters that come with unflicker, from a folder of clean clips.
 
-    python examples/train_bundled.py --clips FOLDER --out weights/ [--stage base heavy spatial learned-ema]
+    python examples/train_bundled.py --clips FOLDER --out weights/ [--stage base heavy spatial learned-ema aligned]
 
 Stages build on one another: `base` is a small NAFNet for Gaussian noise of any strength up to 0.2, `heavy` the same
-network fine-tuned for 0.6, `spatial` and `learned-ema` are adapters for the frozen base. On one core of a laptop they
-take about an hour, ten minutes, half an hour and ten minutes. Copy the result over src/unflicker/weights to ship it.
+network fine-tuned for 0.6, `spatial`, `learned-ema` and `aligned` are adapters for the frozen base. On one core of a
+laptop they take about an hour, ten minutes, half an hour, ten and twenty-five minutes. Copy the result over src/unflicker/weights to ship it.
 
 The clips named in TEST are never touched, those in VALIDATION only measured on. In a folder that has none of these
 names the last fifth of the clips is for validation.
@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from unflicker import Controller, LearnedEMA, Spatial, StabilizedModel, save_adapter, stabilize
+from unflicker import Aligned, Controller, LearnedEMA, Spatial, StabilizedModel, save_adapter, stabilize
 from unflicker.checks import InputError
 from unflicker.cli import tune_process
 from unflicker.corruptions.noise import gaussian_noise
@@ -123,8 +123,19 @@ def train_learned_ema(out: Path, training: list[Path], validation: list[Tensor],
     train_adapter(model, out / "denoise" / "learned-ema", training, validation, steps, rate=1e-2)
 
 
+def train_aligned(out: Path, training: list[Path], validation: list[Tensor], steps: int) -> None:
+    model = stabilize(_base(out), {"": Aligned(learned=True)}, example=torch.zeros(1, 3, 192, 320))
+    train_adapter(model, out / "denoise" / "aligned-learned", training, validation, steps, rate=8e-3, crop=96)
+
+
 def train_adapter(
-    model: StabilizedModel, folder: Path, training: list[Path], validation: list[Tensor], steps: int, rate: float
+    model: StabilizedModel,
+    folder: Path,
+    training: list[Path],
+    validation: list[Tensor],
+    steps: int,
+    rate: float,
+    crop: int = 64,
 ) -> None:
     """Train on clips of 8 frames with the unified loss, stability weight 0.2, noise up to 0.2."""
     clips = Clips(training, scales=(0.6, 0.4))
@@ -132,7 +143,7 @@ def train_adapter(
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         while True:
-            clean = clips.draw(2, length=8, crop=64, generator=generator)
+            clean = clips.draw(2, length=8, crop=crop, generator=generator)
             yield add_noise(clean, (0.0, LIGHT), generator), clean
 
     def say(step: int, terms: dict[str, float]) -> None:
@@ -143,8 +154,8 @@ def train_adapter(
     model.eval()
     gains = report(folder.name, copy.deepcopy(model.base), model, validation, 0.1)
     notes = (
-        f"Trained with examples/train_bundled.py: {steps} clips of 8 frames twice, 64x64 pixels, Gaussian noise up to "
-        f"{LIGHT}, unified loss with stability weight 0.2, seed {SEED}.\n"
+        f"Trained with examples/train_bundled.py: {steps} clips of 8 frames twice, {crop}x{crop} pixels, Gaussian noise "
+        f"up to {LIGHT}, unified loss with stability weight 0.2, seed {SEED}.\n"
         f"On the validation clips at noise 0.1: {gains}.\n"
     )
     save_adapter(model, folder, notes=notes)
@@ -192,6 +203,7 @@ STAGES = {
     "heavy": (train_heavy, 4000),
     "spatial": (train_spatial, 5000),
     "learned-ema": (train_learned_ema, 1000),
+    "aligned": (train_aligned, 2500),
 }
 
 if __name__ == "__main__":
