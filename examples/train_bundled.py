@@ -4,7 +4,8 @@
 
 Stages build on one another: `base` is a small NAFNet for Gaussian noise of any strength up to 0.2, `heavy` the same
 network fine-tuned for 0.6, `spatial`, `learned-ema` and `aligned` are adapters for the frozen base. On one core of a
-laptop they take about an hour, ten minutes, half an hour, ten and twenty-five minutes. Copy the result over src/unflicker/weights to ship it.
+laptop they take about an hour, ten minutes, half an hour, ten and twenty-five minutes. Copy the result over
+src/unflicker/weights to ship it.
 
 The clips named in TEST are never touched, those in VALIDATION only measured on. In a folder that has none of these
 names the last fifth of the clips is for validation.
@@ -154,8 +155,8 @@ def train_adapter(
     model.eval()
     gains = report(folder.name, copy.deepcopy(model.base), model, validation, 0.1)
     notes = (
-        f"Trained with examples/train_bundled.py: {steps} clips of 8 frames twice, {crop}x{crop} pixels, Gaussian noise "
-        f"up to {LIGHT}, unified loss with stability weight 0.2, seed {SEED}.\n"
+        f"Trained with examples/train_bundled.py: {steps} clips of 8 frames twice, {crop}x{crop} pixels, Gaussian "
+        f"noise up to {LIGHT}, unified loss with stability weight 0.2, seed {SEED}.\n"
         f"On the validation clips at noise 0.1: {gains}.\n"
     )
     save_adapter(model, folder, notes=notes)

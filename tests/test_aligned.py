@@ -342,6 +342,13 @@ def test_alignment_without_a_frame_is_refused():
         stabilize(vectors, {"": Aligned(learned=True)}, example=torch.zeros(1, 3, 16, 16))
 
 
+def test_a_flow_of_ones_own_cannot_be_saved(tmp_path):
+    model = stabilize(nn.Identity(), {"": Aligned(flow=lambda a, b: a)}, example=torch.zeros(1, 3, 8, 8))
+    with pytest.raises(InputError, match="cannot be saved; name one: "):
+        save_adapter(model, tmp_path / "mine")
+    assert not list(tmp_path.iterdir())
+
+
 # --- the learned tier, and the parts ----------------------------------------------------------------------------------
 
 

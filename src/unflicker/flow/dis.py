@@ -66,7 +66,7 @@ def dis_flow(a: Tensor, b: Tensor, *, preset: str = "medium", scale: float = 1.0
             factors = np.array([width / small[1], height / small[0]], np.float32)
             each = cv2.resize(each, (width, height), interpolation=cv2.INTER_LINEAR) * factors
         found.append(torch.from_numpy(each))
-    return torch.stack(found).permute(0, 3, 1, 2).to(a)
+    return torch.stack(found).permute(0, 3, 1, 2).to(a).contiguous()
 
 
 def _installed() -> bool:

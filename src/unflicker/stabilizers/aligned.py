@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -130,6 +130,11 @@ class Aligned(Stabilizer):
                 nn.init.zeros_(parameter)  # it starts at the rule exactly
         if self.signal == "auto":
             self.signal = "image" if channels == 3 and self._is_map else "map"
+
+    def settings(self) -> dict[str, Any]:
+        if callable(self.flow):
+            raise InputError(f"Aligned with a flow of one's own cannot be saved; name one: {', '.join(METHODS)}.")
+        return super().settings()
 
     @property
     def _is_map(self) -> bool:
