@@ -12,11 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import unflicker.stabilizers as kinds
 from unflicker import Controller, StabilizedModel, load_adapter, save_adapter, stabilize
 from unflicker.corruptions import ClaheFlicker, ToneJitter, gaussian_noise, parse
 from unflicker.data.clips import Clips
-from unflicker.stabilizers import EMA, Controlled, Gaussian, LearnedEMA, Spatial, Stabilizer
+from unflicker.stabilizers import EMA, Aligned, Controlled, Gaussian, LearnedEMA, Spatial, Stabilizer
 from unflicker.state import State
 from unflicker.tasks import TASKS, load_network, load_task
 from unflicker.training import fit
@@ -138,8 +137,6 @@ class Method:
 
     def missing(self) -> str:
         """Say what this machine lacks for it; nothing if it can run."""
-        if self.name.startswith("aligned") and self.output is not None and not hasattr(kinds, "Aligned"):
-            return "this version has no stabilizer Aligned"
         if self.filters:
             import av.filter
 
@@ -156,10 +153,6 @@ SLOW = ("denoise", "denoise-heavy", "patch-drop", "frame-drop")
 def in_layers(template: Stabilizer, controller: Controller | None = None) -> StabilizedModel:
     network = load_network("denoise")  # the weights do not matter yet
     return stabilize(network, dict.fromkeys(BLOCKS, template), controller=controller, example=EXAMPLE)
-
-
-def aligned(**settings: str) -> Stabilizer:
-    return kinds.Aligned(**settings)  # type: ignore[attr-defined,no-any-return,unused-ignore]
 
 
 METHODS = {
@@ -210,10 +203,10 @@ METHODS = {
             frames=60,
         ),
         Method("bundled-spatial", "bundled spatial fusion at the output", adapter="spatial"),
-        Method("aligned", "Aligned: evidence of output and input", output=aligned),
-        Method("aligned-output", "Aligned, evidence of the output alone", output=lambda: aligned(evidence="output")),
-        Method("aligned-torch", "Aligned, flow in torch", output=lambda: aligned(flow="torch")),
-        Method("aligned-mask", "Aligned, told what did not arrive", output=aligned, masked=True),
+        Method("aligned", "Aligned: evidence of output and input", output=Aligned),
+        Method("aligned-output", "Aligned, evidence of the output alone", output=lambda: Aligned(evidence="output")),
+        Method("aligned-torch", "Aligned, flow in torch", output=lambda: Aligned(flow="torch")),
+        Method("aligned-mask", "Aligned, told what did not arrive", output=Aligned, masked=True),
         Method("aligned-learned", "Aligned, trained tier", adapter="aligned-learned"),
     )
 }

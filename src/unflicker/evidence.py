@@ -19,7 +19,7 @@ from unflicker.state import State
 # Found by random search on the training and validation clips of the benchmarks, sigma 0.1; all but the first few
 # matter little by themselves (a factor of 1.5 costs less than 0.02 dB).
 EDGE = 0.063  # variance of a residual per squared gradient: networks err at edges, flows too
-NOISE_AT_EDGES = 2.0  # the more so, the noisier what they were given: EDGE is this times its noise (half size)
+NOISE_AT_EDGES = 1.7  # the more so, the noisier what they were given: EDGE is this times its noise (half size)
 RESAMPLING = 0.02  # evidence that interpolation costs, per squared gradient over variance
 MOVED = 1.25  # the static hypothesis has no interpolation: it wins unless the moved one is this much better
 FALL, RISE = (
@@ -54,6 +54,7 @@ def consistency(
     signed: Tensor | None,
     variance: Tensor,
     *,
+    doubt: Tensor | float = 1.0,
     wide: int = WIDE,
     drift: float = 4.0,
 ) -> Tensor:
@@ -67,6 +68,7 @@ def consistency(
         mean: the same over a window.
         signed: (B, 1, h, w), the residual itself, or None to leave out the third test.
         variance: (B, 1, h, w), expected of `squared`.
+        doubt: factor on the excess, in all three.
         wide: window of the third test, in pixels.
         drift: how strict the third test is.
 
@@ -78,9 +80,9 @@ def consistency(
     """
     excess = UNLIKE_WINDOW * (mean / variance - 1).clamp_min(0)
     excess = excess + UNLIKE_PIXEL * (squared / variance - 1).clamp_min(0)
-    agrees = 1 / (1 + excess.square())
+    agrees = 1 / (1 + (doubt * excess).square())
     if signed is not None:
-        agrees = agrees / (1 + (drift * box_mean(signed, wide).square() / variance - 1).clamp_min(0))
+        agrees = agrees / (1 + (doubt * drift * box_mean(signed, wide).square() / variance - 1).clamp_min(0))
     return agrees.nan_to_num(0, 0, 0)
 
 

@@ -291,7 +291,8 @@ class Aligned(Stabilizer):
         signed = half(residual.mean(1, keepdim=True)) * (expected.sqrt() / unit)
         mean = box_mean(squared, WINDOW)
         noise = noise_variance(squared, own["noise"], FLOOR**2)
-        agrees = consistency(squared, mean, signed, self._variance(edges, noise, steep, clean))
+        doubt = (EDGE / steep).clamp_max(1)  # a network that was given much noise errs in patches
+        agrees = consistency(squared, mean, signed, self._variance(edges, noise, steep, clean), doubt=doubt)
         shown = luma(torch.where(goes, x_moved, x_past) - x)
         if guided is not None and (torch.compiler.is_compiling() or bool((clean > 0).any())):
             agrees = agrees * torch.where(clean > 0, explained(signed, shown), 1)
