@@ -283,6 +283,36 @@ def test_black_that_lasts_is_believed(moving):
     assert run(clip)[12:].abs().max() < 1e-3
 
 
+def subtitle(frame: Tensor, t: int) -> None:
+    frame[:, 150:180, 60:260] = 0
+
+
+def wipe(frame: Tensor, t: int) -> None:
+    frame[:, :, : 20 * (t - 5)] = 0
+
+
+def title(frame: Tensor, t: int) -> None:
+    frame[:] = 0
+    frame[:, 80:110:4, 100:220] = 0.9
+
+
+@pytest.mark.parametrize("black", [subtitle, wipe, title])
+def test_black_that_appears_is_believed_soon(moving, black):
+    clip = moving.clone()
+    for t in range(6, 16):
+        black(clip[t], t)
+    result = run(clip)
+    assert psnr(result[10:], clip[10:]) > 30 and psnr(result[:6], clip[:6]) > 50
+
+
+def test_a_flash_is_not_remembered():
+    clip = demo_clip(1, 96, 160).expand(30, -1, -1, -1).clone()
+    clip[6] = (3 * clip[6]).clamp_max(1)
+    clip[20:] *= 0.6
+    result = run(clip)
+    assert worst(result[8:], clip[8:]) > 40
+
+
 # --- bad input --------------------------------------------------------------------------------------------------------
 
 
@@ -319,6 +349,38 @@ def test_other_ranges(moving, scale, offset):
     assert other > 0.8 * gain
 
 
+@pytest.mark.parametrize("scale,offset", [(1.0, 0.0), (255.0, 0.0), (2.0, -1.0)])
+def test_a_first_frame_that_is_flat_says_nothing_of_the_range(moving, scale, offset):
+    for level in (0.0, 0.5):
+        clip = moving.clone()
+        clip[0] = level
+        clip = scale * clip + offset
+        assert (run(clip) - clip).abs().max() < 0.5 * scale
+
+
+def test_a_cut_right_after_the_start(moving):
+    clip = torch.cat([moving[:1].flip(3), moving])
+    for kind in (Aligned(), Aligned(evidence="output"), Aligned(signal="map")):
+        assert worst(run(clip, kind)[1:3], clip[1:3]) > 34
+
+
+def test_frames_at_strength_zero_are_no_evidence(still):
+    y, x = noisy(still)
+    model = stabilize(nn.Identity(), {"": Aligned()}, example=y[:1])
+    strength = torch.tensor([[0.0] * 8 + [1.0] * 8])
+    with torch.inference_mode():
+        late, _ = model(y[None], guide=x[None], strength=strength)
+        fresh, _ = model(y[None, 7:], guide=x[None, 7:])
+    assert psnr(late[0, 10:], still[10:]) > psnr(fresh[0, 3:], still[10:]) - 0.7
+
+
+def test_one_logit_against_its_absence():
+    """Binary segmentation: when the scene changes, so does the result."""
+    shape = torch.where(torch.arange(64).view(1, 1, 1, 64) > 20, 4.0, -4.0).expand(8, 1, 48, 64).clone()
+    shape[4:] *= -1
+    assert ((run(shape, Aligned(signal="logits", flow="none")) > 0) != (shape > 0)).float().mean() < 0.01
+
+
 @pytest.mark.parametrize(
     "settings,words",
     [
@@ -326,6 +388,7 @@ def test_other_ranges(moving, scale, offset):
         ({"evidence": "input"}, "no evidence 'input'"),
         ({"flow": "diss"}, "no flow 'diss'"),
         ({"flow_on": "y"}, "no flow_on 'y'"),
+        ({"preset": "quick"}, "no preset 'quick'"),
     ],
 )
 def test_words_of_wrong_settings(settings, words):
@@ -338,6 +401,8 @@ def test_alignment_without_a_frame_is_refused():
     for settings in ({"flow": "dis"}, {"flow_on": "output"}):
         with pytest.raises(InputError, match="no place in the frame"):
             stabilize(vectors, {"": Aligned(**settings)}, example=torch.zeros(1, 3, 16, 16))
+    with pytest.raises(InputError, match="looks for motion on images"):
+        stabilize(nn.Conv2d(3, 5, 1), {"": Aligned(flow_on="output")}, example=torch.zeros(1, 3, 16, 16))
     with pytest.raises(InputError, match="for maps"):
         stabilize(vectors, {"": Aligned(learned=True)}, example=torch.zeros(1, 3, 16, 16))
 

@@ -22,30 +22,32 @@ EDGE = 0.063  # variance of a residual per squared gradient: networks err at edg
 NOISE_AT_EDGES = 1.7  # the more so, the noisier what they were given: EDGE is this times its noise (half size)
 RESAMPLING = 0.02  # evidence that interpolation costs, per squared gradient over variance
 MOVED = 1.25  # the static hypothesis has no interpolation: it wins unless the moved one is this much better
-FALL, RISE = (
-    0.6,
-    1.035,
-)  # how much the noise level may change from frame to frame: one odd frame must not open the gates
+# How much the noise level may change from frame to frame: it falls fast and rises slowly, so that one odd frame does
+# not open the gates.
+FALL, RISE = 0.6, 1.035
 WINDOW, WIDE = 5, 15  # half-size pixels: over which residuals are averaged, and signed differences
 LONGEST = 8.0  # frames; more evidence than that is not believed
 UNLIKE_WINDOW, UNLIKE_PIXEL = 0.25, 0.18  # doubt per excess of a window's mean square, and of a pixel's
 TINY = 1e-12
 
 
-def noise_variance(residual: Tensor, before: Tensor, floor: Tensor | float) -> Tensor:
+def noise_variance(
+    residual: Tensor, before: Tensor, floor: Tensor | float, most_at_first: Tensor | float = math.inf
+) -> Tensor:
     """Follow the variance of what is not explained; it falls fast and rises slowly.
 
     Args:
         residual: (B, 1, h, w), squared, as one frame alone would show it.
         before: (B, 1, 1, 1), zero in a new video.
         floor: the least it can be.
+        most_at_first: the most it can be at first, when a cut or a motion could be all there is to see.
 
     >>> noise_variance(torch.ones(1, 1, 4, 4), torch.tensor([[[[0.5]]]]), 1e-6).item()
     0.5199999809265137
     """
     now = median(residual)
     following = torch.minimum(torch.maximum(now, FALL * before), RISE * before)
-    return torch.where(before > 0, following, now).clamp_min(floor)
+    return torch.where(before > 0, following, now.clamp_max(most_at_first)).clamp_min(floor)
 
 
 def consistency(
@@ -108,7 +110,6 @@ VISIBLE = 1 / 255  # a jump smaller than one code value of 8 bits (RMS) is not w
 LONGEST_TONE = 16.0  # frames
 CHANGE_COSTS = 0.15  # how wrong the predicted change of light may be, as a share of it
 SWINGS = 0.06  # rate at which it is learnt whether the guide itself flickers
-TONE_STATE = ("tone", "flicker", "guide_noise", "change", "swing", "age")
 
 
 class Tone(NamedTuple):
@@ -202,12 +203,15 @@ def follow_tone(
     )
     trusted = ((support + 0.2 * share) / 0.1).clamp(0.0, 1.0) * (share / 0.1).clamp_max(1)
 
-    # Autocovariance tells flicker (to and fro: negative) from a fade (on and on: positive).
-    moved = (trusted * (change_at + change_by * dark)).mean(1, keepdim=True)
+    # Autocovariance tells flicker (to and fro: negative) from a fade (on and on: positive). No frame counts for much
+    # more than those before, so that a single flash is no flicker.
+    change_now = (trusted * (change_at + change_by * dark)).mean(1, keepdim=True)
     age = (state["age"] + 1).clamp_max(1 / SWINGS)
-    products = torch.cat([moved.square(), moved * state["change"]], 1).mean((2, 3), keepdim=True)
+    products = torch.cat([change_now.square(), change_now * state["change"]], 1).mean((2, 3), keepdim=True)
+    most = (4 * state["swing"][:, :1]).clamp_min(VISIBLE**2)
+    products = products * torch.where(age > 3, most / torch.maximum(products[:, :1], most), 1)
     swing = torch.where(age > 1, state["swing"] + (products - state["swing"]) / (age - 1).clamp_min(1), 0)
-    swings = (3 * (-2 * swing[:, 1:] / (swing[:, :1] + 1e-6) - 0.3)).clamp(0.0, 1.0)
+    swings = (3 * (-2 * swing[:, 1:] / (swing[:, :1] + VISIBLE**2) - 0.3)).clamp(0.0, 1.0)
 
     # What the change of light makes of the output is no flicker.
     if light:
@@ -229,7 +233,7 @@ def follow_tone(
         "tone": (evidence + 1).clamp_max(LONGEST_TONE),
         "flicker": flicker * seen,
         "guide_noise": noise * seen,
-        "change": moved,
+        "change": change_now,
         "swing": swing,
         "age": age * seen,
     }

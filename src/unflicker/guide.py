@@ -12,6 +12,7 @@ from unflicker.state import State
 
 DARK = 0.02  # of a range of 1: what was as dark as that may have become black
 GONE = 0.5  # share of a frame that has to be missing for none of it to be trusted
+LARGE = 8  # half-size pixels: a square as large as that, all black, was not lost
 LARGEST = 1e6  # beyond that squares would overflow
 PATIENCE = 3  # frames; black that lasts is no fault
 
@@ -31,6 +32,7 @@ class Guide:
         luma, past: their luma, (B, 1, H/2, W/2).
         seen: (B, 1, 1, 1), 1 where there is a last frame.
         valid: (B, 1, H, W) bool: what is finite, not masked, and did not suddenly become exactly black in blocks.
+        whole: whether all of it is known to be valid; False in a graph.
         following: the state for the next frame.
     """
 
@@ -44,10 +46,13 @@ class Guide:
         whole = lazy and bool(finite.all())
         if not whole:
             frame = torch.where(finite, frame, 0)
-        self._range = state["range"] if lazy and bool(self.seen.all()) else self._usual(frame, state)
         self.frame, small = frame, half(frame.clamp(-LARGEST, LARGEST))
+        self._range = self._fitting(small, state)
+        if not lazy or self._range is not state["range"]:
+            known_as = torch.where(self.seen > 0, state["range"], self._range)
+            self.colour_past = self._unit(self.colour_past * known_as[:, 1:] + known_as[:, :1])
         self.past = luma(self.colour_past)
-        black, patience = torch.zeros_like(finite), torch.zeros_like(self.seen)
+        black, patience = torch.zeros_like(finite), torch.zeros_like(self.past)
         if not lazy or bool((luma(small) == 0).any()):
             black, patience = self._missing((frame == 0).all(1, keepdim=True), state)
             whole = whole and not (lazy and bool(black.any()))
@@ -56,7 +61,6 @@ class Guide:
             gone = (~self.valid).to(frame.dtype).mean((2, 3), keepdim=True) > GONE
             self.valid = self.valid & ~(gone & (self.seen > 0))
         self.whole = whole
-        """Whether all of it is known to be valid; False in a graph."""
         known = None if whole else half(self.valid.to(frame.dtype)) == 1
         if known is not None:
             self.colour = torch.where(known | (self.seen == 0), self.colour, self.colour_past)
@@ -77,7 +81,7 @@ class Guide:
         """Return the state before the first frame, all zero, for frames like `frame` (B, C, H, W)."""
         past = half(torch.zeros_like(frame, dtype=torch.promote_types(frame.dtype, torch.float32)))
         one = torch.zeros_like(past[:, :1, :1, :1])
-        return {"past": past, "seen": one, "range": one.repeat(1, 2, 1, 1), "change": one, "patience": one}
+        return {"past": past, "seen": one, "range": one.repeat(1, 2, 1, 1), "change": one, "patience": past[:, :1]}
 
     def flow(self, method: str | Flow, preset: str) -> Tensor:
         """Return the flow from this frame to the last in half-size pixels, (B, 2, H/2, W/2), worked out once."""
@@ -94,23 +98,37 @@ class Guide:
     def _unit(self, plane: Tensor) -> Tensor:
         return (plane - self._range[:, :1]) / self._range[:, 1:].clamp_min(1e-12)
 
-    def _usual(self, frame: Tensor, state: State) -> Tensor:
-        """The range of values, (B, 2, 1, 1): offset and length. [0, 1], unless the first frame shows another."""
-        low, high = frame.amin((1, 2, 3), keepdim=True), frame.amax((1, 2, 3), keepdim=True)
+    def _fitting(self, small: Tensor, state: State) -> Tensor:
+        """The range of values, (B, 2, 1, 1): offset and length. [0, 1] if they fit, else wide enough for all so far."""
+        low, high = small.amin((1, 2, 3), keepdim=True), small.amax((1, 2, 3), keepdim=True)
+        had, end = state["range"][:, :1], state["range"].sum(1, keepdim=True)
+        margin = (end - had) / 2
+        beyond = (low < had - margin) | (high > end + margin)
+        if not torch.compiler.is_compiling() and bool(self.seen.all()) and not bool(beyond.any()):
+            return state["range"]
         usual = (low >= -0.5) & (high <= 1.5)
-        low, high = low.clamp(-LARGEST, LARGEST), high.clamp(-LARGEST, LARGEST)
-        first = torch.cat([torch.where(usual, 0, low), torch.where(usual, 1, high - low)], 1)
-        return torch.where(self.seen > 0, state["range"], first)
+        low, high = torch.where(usual, 0, low), torch.where(usual, 1, high)
+        # A few pixels that are far out are no other range.
+        outside = ((small < had - margin) | (small > end + margin)).to(small.dtype).mean((1, 2, 3), keepdim=True)
+        wider = beyond & (outside > 0.01)
+        low = torch.where(self.seen > 0, torch.where(wider, torch.minimum(low, had), had), low)
+        high = torch.where(self.seen > 0, torch.where(wider, torch.maximum(high, end), end), high)
+        return torch.cat([low, torch.where(high > low, high - low, 1)], 1)
 
     def _missing(self, black: Tensor, state: State) -> tuple[Tensor, Tensor]:
-        """Where black came suddenly, in blocks, (B, 1, H, W) bool; and for how many frames it has covered all."""
-        gone = half(black.to(self.colour_past.dtype)) == 1
+        """Where black came suddenly, in blocks, (B, 1, H, W) bool; and for how many frames, at half size."""
+        gone = half(black.to(self.past.dtype)) == 1
         # A fade goes dark step by step, and its last step is no larger than the one before.
         sudden = self.past > DARK + 3 * state["change"]
         # An opening: what survives losing 2 x 2 at its edges, grown again. Single zeros can be chance.
-        core = -F.max_pool2d(F.pad(-(gone & sudden).to(self.colour_past.dtype), (0, 1, 0, 1), value=-1.0), 2, 1)
-        holes = F.max_pool2d(F.pad(core, (1, 0, 1, 0), value=-1.0), 2, 1)
-        block = F.interpolate(holes, scale_factor=2.0, mode="nearest")[..., : black.shape[-2], : black.shape[-1]] > 0
-        all_black = black.all(3, True).all(2, True) & (self.seen > 0)
-        patience = torch.where(all_black, state["patience"] + 1, 0).clamp_max(PATIENCE + 1)
-        return black & block & (patience <= PATIENCE), patience
+        core = -F.max_pool2d(F.pad(-(gone & sudden).to(self.past.dtype), (0, 1, 0, 1), value=-1.0), 2, 1)
+        holes = F.max_pool2d(F.pad(core, (1, 0, 1, 0), value=-1.0), 2, 1) > 0
+        # What is larger than the blocks that get lost is a black thing, unless it is all of the frame.
+        large = (F.avg_pool2d(gone.to(core.dtype), LARGE, ceil_mode=True) == 1).to(core.dtype)
+        large = F.interpolate(F.max_pool2d(large, 3, 1, 1), scale_factor=float(LARGE), mode="nearest") > 0
+        small = ~large[..., : gone.shape[-2], : gone.shape[-1]]
+        holes = holes & (small | black.all(3, True).all(2, True)) & (self.seen > 0)
+        patience = torch.where(holes, state["patience"] + 1, 0).clamp_max(PATIENCE + 1)
+        kept = (holes & (patience <= PATIENCE)).to(core.dtype)
+        block = F.interpolate(kept, scale_factor=2.0, mode="nearest")[..., : black.shape[-2], : black.shape[-1]] > 0
+        return black & block, patience

@@ -47,7 +47,12 @@ SMALL_NAFNET = partial(NAFNet, width=16, encoder_blocks=(1, 1, 2), middle_blocks
 TASKS = {
     task.name: task
     for task in (
-        Task("denoise", SMALL_NAFNET, trained=("spatial", "learned-ema")),
+        Task(
+            "denoise",
+            SMALL_NAFNET,
+            trained=("aligned-learned", "spatial", "learned-ema"),
+            default="aligned-learned",
+        ),
         Task("denoise-heavy", SMALL_NAFNET),
         Task("none", nn.Identity, weights=False),
     )

@@ -44,7 +44,7 @@ def dis_flow(a: Tensor, b: Tensor, *, preset: str = "medium", scale: float = 1.0
             f"DIS needs {SMALLEST} pixels a side, got {small[0]} x {small[1]} (height x width) at scale {scale:g}; "
             'method="torch" takes any size.'
         )
-    if getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)():
+    if torch.compiler.is_compiling():
         raise InputError('DIS is computed by OpenCV and cannot be exported; method="torch" can.')
     if not _installed():
         raise InputError(

@@ -23,7 +23,7 @@ from unflicker.evidence import (
     fresh_tone,
     noise_variance,
 )
-from unflicker.flow import METHODS, Flow, flow
+from unflicker.flow import METHODS, PRESETS, Flow, flow
 from unflicker.functional import (
     box_mean,
     finite_pixels,
@@ -62,7 +62,8 @@ class Aligned(Stabilizer):
             distance, to second order the Kullback-Leibler divergence), logits are averaged; "map": any features.
             "auto" takes 3 channels for an image and the rest for maps.
         evidence: "both" sources, or that of the "output" alone, which is cheaper and leaves jumps of tone.
-        flow: "auto" is DIS on a CPU with OpenCV and tensors elsewhere; else as in `unflicker.flow.flow`.
+        flow: "auto" is DIS on a CPU with OpenCV and tensors elsewhere; else as in `unflicker.flow.flow`. A callable
+            gets luma at half size, (B, 1, H/2, W/2), now and before, and returns (B, 2, H/2, W/2) in such pixels.
         preset: of DIS.
         flow_on: where motion is looked for: on the "guide" (worked out once for all layers), on the "output" (images
             alone), or "auto": on the less noisy of the two.
@@ -102,6 +103,7 @@ class Aligned(Stabilizer):
             ("signal", signal, get_args(Signal)),
             ("evidence", evidence, get_args(Evidence)),
             ("flow_on", flow_on, get_args(FlowOn)),
+            ("preset", preset, PRESETS),
             *(() if callable(flow) else (("flow", flow, METHODS),)),
         ):
             if value not in known:
@@ -116,6 +118,10 @@ class Aligned(Stabilizer):
                 f"Aligned cannot align {layout}: it has no place in the frame. Leave out flow and flow_on; evidence "
                 "is then counted without motion."
             )
+        if self.signal == "auto":
+            self.signal = "image" if channels == 3 and self._is_map else "map"
+        if self.flow_on == "output" and self.signal != "image":
+            raise InputError(f'Aligned looks for motion on images; for the signal "{self.signal}" leave out flow_on.')
         if self.learned:
             if not self._is_map:
                 raise InputError(f"Aligned(learned=True) is for maps; {layout} have no place in the frame.")
@@ -128,8 +134,6 @@ class Aligned(Stabilizer):
             )
             for parameter in self.head[-1].parameters():
                 nn.init.zeros_(parameter)  # it starts at the rule exactly
-        if self.signal == "auto":
-            self.signal = "image" if channels == 3 and self._is_map else "map"
 
     def settings(self) -> dict[str, Any]:
         if callable(self.flow):
@@ -218,7 +222,7 @@ class Aligned(Stabilizer):
             odds = torch.where(valid, odds, n)
         weight = odds * strength / (odds * strength + 1)
         following = {
-            "evidence": (odds + (1 if valid is None else valid)).clamp_max(LONGEST),
+            "evidence": _counted(odds, strength, valid),
             "noise": noise * (n > 0).any(2, True),
         }
         return torch.lerp(y, past, weight), n > 0, following
@@ -290,7 +294,8 @@ class Aligned(Stabilizer):
         squared = half(residual.square().mean(1, keepdim=True)) * (expected / unit.square())
         signed = half(residual.mean(1, keepdim=True)) * (expected.sqrt() / unit)
         mean = box_mean(squared, WINDOW)
-        noise = noise_variance(squared, own["noise"], FLOOR**2)
+        at_first = 16 * (noise_level(bright) / unit).clamp_min(0.01).square()
+        noise = noise_variance(squared, own["noise"], FLOOR**2, at_first)
         doubt = (EDGE / steep).clamp_max(1)  # a network that was given much noise errs in patches
         agrees = consistency(squared, mean, signed, self._variance(edges, noise, steep, clean), doubt=doubt)
         shown = luma(torch.where(goes, x_moved, x_past) - x)
@@ -322,7 +327,7 @@ class Aligned(Stabilizer):
         seen = seen[..., :1, :1] if everywhere else _double(seen, size)
         have = (n > 0).any(3, True).any(2, True)
         following |= {
-            "evidence": (odds + (1 if known is None else known)).clamp_max(LONGEST),
+            "evidence": _counted(odds, strength, known),
             "noise": noise * have,
             "moved": goes.to(y),
         }
@@ -363,11 +368,14 @@ class Aligned(Stabilizer):
         if self.signal == "logits":
             return zero, one
         if self.signal == "image":
-            low = torch.minimum(bright.amin((2, 3), keepdim=True), bright_past.amin((2, 3), keepdim=True))
-            high = torch.maximum(bright.amax((2, 3), keepdim=True), bright_past.amax((2, 3), keepdim=True))
-            usual = (low > -0.5) & (high < 1.5)
+            both = torch.stack([bright, bright_past], 1).flatten(2)
+            if not torch.compiler.is_compiling() and bool((both.amin() > -0.5) & (both.amax() < 1.5)):
+                return zero, one
+            both = both[..., :: max(1, both.shape[-1] // 512)].flatten(1).sort(1).values  # outliers are no other range
+            low, high = (both[:, round(at * (both.shape[1] - 1))].view(-1, 1, 1, 1) for at in (0.01, 0.99))
+            usual = (low > -0.5) & (high < 1.5) | (high <= low)
             return torch.where(usual, zero, low), torch.where(usual, one, high - low)
-        spread = (bright - bright.mean((2, 3), keepdim=True)).square().mean((2, 3), keepdim=True).sqrt()
+        spread = 1.25 * (bright - bright.mean((2, 3), keepdim=True)).abs().mean((2, 3), keepdim=True)
         return zero, torch.where(spread > TINY, spread, one)
 
     def _compared(self, bright: Tensor, y: Tensor) -> Tensor:
@@ -385,8 +393,24 @@ class Aligned(Stabilizer):
         return noise + torch.where((clean > 0) & (noise > 0), torch.minimum(excess, 4 * noise), excess)
 
 
+def _counted(odds: Tensor, strength: Tensor, known: Tensor | None) -> Tensor:
+    """Return the evidence of a mean of `odds` frames, weighted `strength`-fold, and one more where it is known.
+
+    It is the number of frames whose plain mean would be as good; at strength 1 that is odds + 1.
+    """
+    counted = (odds * strength + 1).square() / (odds * strength.square() + 1)
+    if known is not None:
+        counted = torch.where(known, counted, odds)
+    return counted.clamp_max(LONGEST)
+
+
 def _classes(logits: Tensor) -> Tensor:
-    """Bring logits to where squared distance is (four times) Hellinger's, about twice the KL divergence."""
+    """Bring logits to where squared distance is (four times) Hellinger's, about twice the KL divergence.
+
+    A single channel is the logit of one class against its absence.
+    """
+    if logits.shape[1] == 1:
+        logits = torch.cat([logits, torch.zeros_like(logits)], 1)
     return 2 * logits.softmax(1).sqrt()
 
 
