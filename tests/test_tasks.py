@@ -14,13 +14,13 @@ from unflicker.tasks import BUILT_IN, TASKS, WEIGHTS, find_task, load_network, l
 @pytest.mark.parametrize("name", TASKS)
 def test_every_task_is_aligned_unless_told_otherwise(name):
     model = load_task(name)
-    assert find_task(name).default == "aligned"
+    assert find_task(name).default == ("aligned-learned" if name == "denoise" else "aligned")
     assert set(model.stabilizers) == {"output"} and isinstance(model.stabilizers["output"], Aligned)
     assert set(BUILT_IN) <= set(find_task(name).adapters)
 
 
 def test_adapters_are_listed_with_the_trained_ones_first_and_none_last():
-    assert find_task("denoise").adapters == ("spatial", "learned-ema", "aligned", "ema", "none")
+    assert find_task("denoise").adapters == ("aligned-learned", "spatial", "learned-ema", "aligned", "ema", "none")
     assert find_task("none").adapters == ("aligned", "ema", "none")
 
 

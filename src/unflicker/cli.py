@@ -54,8 +54,8 @@ def run(
     adapter: Annotated[
         str,
         typer.Option(
-            help="aligned (the default), ema, none (the network alone); for denoise also spatial, learned-ema; "
-            "or a folder of yours.",
+            help="aligned (the default), ema, none (the network alone); for denoise also aligned-learned (its "
+            "default), spatial, learned-ema; or a folder of yours.",
             show_default=False,
         ),
     ] = "default",
