@@ -109,6 +109,8 @@ COARSE = 40  # columns, about, of the maps of tone
 VISIBLE = 1 / 255  # a jump smaller than one code value of 8 bits (RMS) is not worth correcting
 LONGEST_TONE = 16.0  # frames
 CHANGE_COSTS = 0.15  # how wrong the predicted change of light may be, as a share of it
+TREND = 0.1  # rate at which the mean change of light follows
+ONE_SIDED, SIDE_COSTS = 0.3, 1.0  # rate at which a correction to one side is noticed, and what it costs
 SWINGS = 0.06  # rate at which it is learnt whether the guide itself flickers
 
 
@@ -137,7 +139,16 @@ def fresh_tone(plane: Tensor) -> State:
     one = torch.zeros_like(plane[..., :1, :1])
     coarse = F.avg_pool2d(torch.zeros_like(plane), coarseness(*plane.shape[-2:]), ceil_mode=True)
     both = one.repeat(1, 2, 1, 1)
-    return {"tone": coarse, "flicker": one, "guide_noise": one, "change": coarse, "swing": both, "age": one}
+    return {
+        "tone": coarse,
+        "flicker": one,
+        "guide_noise": one,
+        "change": coarse,
+        "trend": coarse,
+        "side": one,
+        "swing": both,
+        "age": one,
+    }
 
 
 def follow_tone(
@@ -213,19 +224,30 @@ def follow_tone(
     swing = torch.where(age > 1, state["swing"] + (products - state["swing"]) / (age - 1).clamp_min(1), 0)
     swings = (3 * (-2 * swing[:, 1:] / (swing[:, :1] + VISIBLE**2) - 0.3)).clamp(0.0, 1.0)
 
+    # A guide that flickers still tells how the light changes on the whole: by a share of itself, frame by frame.
+    trend = sample(state["trend"], flow_to(flow, (weight.shape[-2], weight.shape[-1])), "bilinear")
+    trend = trend + TREND * (change_now / (dark + 0.02) - trend)
+
     # What the change of light makes of the output is no flicker.
     if light:
         level, bright = gaussian_blur(torch.cat([level, bright], 1), sigma).split([channels, bright.shape[1]], 1)
-        ratio = ((level + 0.01) / (bright + 0.01)).clamp(0.2, 3.0) * (1 - swings)
-        hold_at, hold_by = jump_at - ratio * change_at, jump_by - ratio * change_by
-        expected = (ratio * (change_at + change_by * dark)).square().mean(1, keepdim=True)
+        ratio = ((level + 0.01) / (bright + 0.01)).clamp(0.2, 3.0)
+        light_at, light_by = (1 - swings) * change_at, (1 - swings) * change_by + swings * trend
+        hold_at, hold_by = jump_at - ratio * light_at, jump_by - ratio * light_by
+        expected = (ratio * (light_at + light_by * dark)).square().mean(1, keepdim=True)
     else:
         hold_at, hold_by, expected = jump_at, jump_by, torch.zeros_like(share)
     power = (weight * (hold_at + hold_by * dark).square().mean(1, keepdim=True)).mean((2, 3), keepdim=True)
     power = power / share.clamp_min(1e-6)
     flicker = state["flicker"] + (power - state["flicker"]) / age.clamp_max(10)
     evidence = sample(state["tone"], flow_to(flow, (weight.shape[-2], weight.shape[-1])), "bilinear") * trusted
-    evidence = evidence / (1 + evidence * CHANGE_COSTS**2 * expected / flicker.clamp_min(1e-6))
+    # Flicker is on both sides of what is held. Where no guide vouches, what stays on one side is a change of light.
+    side = (weight * (hold_at + hold_by * dark).mean(1, keepdim=True)).mean((2, 3), keepdim=True)
+    side = side / share.clamp_min(1e-6)
+    side = state["side"] + ONE_SIDED * (side - state["side"])
+    one_sided = (side.square() / flicker.clamp_min(VISIBLE**2) - 0.4).clamp_min(0)
+    cost = CHANGE_COSTS**2 * expected / flicker.clamp_min(1e-6) + swings * SIDE_COSTS * one_sided
+    evidence = evidence / (1 + evidence * cost)
     odds = evidence * strength
     held = odds / (odds + 1) * trusted
     seen = (share > 0).to(y)
@@ -234,6 +256,8 @@ def follow_tone(
         "flicker": flicker * seen,
         "guide_noise": noise * seen,
         "change": change_now,
+        "trend": trend * seen,
+        "side": side * seen,
         "swing": swing,
         "age": age * seen,
     }
