@@ -221,19 +221,21 @@ def sample(image: Tensor, flow: Tensor, mode: str = "bicubic") -> Tensor:
         flow: (B, 2, H, W), pixels along x and y.
         mode: "bicubic" keeps detail through many frames, "bilinear" stays within the range of its neighbours.
     """
-    return F.grid_sample(image, _grid(flow), mode=mode, padding_mode="border", align_corners=False)
+    return F.grid_sample(image, torch.stack(_places(flow), -1), mode=mode, padding_mode="border", align_corners=False)
 
 
 def in_frame(flow: Tensor) -> Tensor:
     """Return (B, 1, H, W): 1 where the flow leads to a place within the frame, else 0."""
-    return (_grid(flow).abs().amax(-1) <= 1).to(flow.dtype).unsqueeze(1)
+    x, y = _places(flow)
+    return (torch.maximum(x.abs(), y.abs()) <= 1).to(flow.dtype).unsqueeze(1)
 
 
-def _grid(flow: Tensor) -> Tensor:
+def _places(flow: Tensor) -> tuple[Tensor, Tensor]:
+    """Where each pixel came from, (B, H, W) along x and y, with the frame from -1 to 1."""
     height, width = flow.shape[-2:]
     x = (torch.arange(width, dtype=flow.dtype, device=flow.device) * 2 + 1) / width - 1
     y = (torch.arange(height, dtype=flow.dtype, device=flow.device).unsqueeze(1) * 2 + 1) / height - 1
-    return torch.stack([torch.add(x, flow[:, 0], alpha=2 / width), torch.add(y, flow[:, 1], alpha=2 / height)], -1)
+    return torch.add(x, flow[:, 0], alpha=2 / width), torch.add(y, flow[:, 1], alpha=2 / height)
 
 
 def box_mean(x: Tensor, size: int) -> Tensor:

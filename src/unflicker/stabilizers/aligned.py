@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, get_args
 
 import torch
@@ -294,7 +295,9 @@ class Aligned(Stabilizer):
         squared = half(residual.square().mean(1, keepdim=True)) * (expected / unit.square())
         signed = half(residual.mean(1, keepdim=True)) * (expected.sqrt() / unit)
         mean = box_mean(squared, WINDOW)
-        at_first = 16 * (noise_level(bright) / unit).clamp_min(0.01).square()
+        at_first: Tensor | float = math.inf
+        if torch.compiler.is_compiling() or not bool((own["noise"] > 0).all()):
+            at_first = 16 * (noise_level(bright) / unit).clamp_min(0.01).square()
         noise = noise_variance(squared, own["noise"], FLOOR**2, at_first)
         doubt = (EDGE / steep).clamp_max(1)  # a network that was given much noise errs in patches
         agrees = consistency(squared, mean, signed, self._variance(edges, noise, steep, clean), doubt=doubt)
