@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from unflicker import cli
 from unflicker.checkpoint import save_adapter
 from unflicker.checks import InputError
-from unflicker.corruptions import parse
+from unflicker.corruptions import ToneJitter, parse
 from unflicker.corruptions.noise import gaussian_noise
 from unflicker.data.synthetic import demo_clip
 from unflicker.explain import (
@@ -275,6 +275,12 @@ def test_black_at_the_ends_is_a_scene():
     assert [cut for _, cut in ending] == [False] * 4 + [True, False]
     assert not any(frame.data.any() for frame, _ in ending[4:])
     assert cuts_of(stream_of(*[BLACK] * 3)) == cuts_of([]) == []
+
+
+def test_a_light_that_flickers_is_no_cut():
+    flickering = ToneJitter(severity=4, seed=1)(torch.stack([picture(t, 64, 48) for t in range(16)]))
+    assert cuts_of(stream_of(*flickering)) == []
+    assert cuts_of(stream_of(*flickering[:8], *flickering[8:].flip(2, 3))) == [8]
 
 
 def test_animation_on_twos_is_no_cut():
