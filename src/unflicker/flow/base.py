@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unflicker.checks import InputError
+from unflicker.functional import luma as brightness
 
 Flow = Callable[[Tensor, Tensor], Tensor]
 
@@ -99,10 +100,7 @@ def luma(frames: Tensor) -> Tensor:
     >>> round(luma(torch.tensor([2.0, 0.5, torch.nan]).view(1, 3, 1, 1)).item(), 4)
     0.5925
     """
-    frames = frames.detach().float().nan_to_num(0).clamp(0, 1)
-    if frames.shape[1] == 1:
-        return frames
-    return (frames * frames.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(1, keepdim=True)
+    return brightness(frames.detach().float().nan_to_num(0).clamp(0, 1))
 
 
 def small_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
