@@ -43,7 +43,7 @@ def noise_variance(
         most_at_first: the most it can be at first, when a cut or a motion could be all there is to see.
 
     >>> noise_variance(torch.ones(1, 1, 4, 4), torch.tensor([[[[0.5]]]]), 1e-6).item()
-    0.5199999809265137
+    0.5174999833106995
     """
     now = median(residual)
     following = torch.minimum(torch.maximum(now, FALL * before), RISE * before)
@@ -129,7 +129,7 @@ def coarseness(height: int, width: int) -> int:
     """Return how many half-size pixels make one of the maps of tone.
 
     >>> coarseness(96, 160), coarseness(120, 212), coarseness(540, 960), coarseness(8, 8)
-    (4, 4, 16, 1)
+    (4, 4, 32, 1)
     """
     return 2 ** max(0, round(math.log2(max(height, width, 1) / COARSE)))
 
