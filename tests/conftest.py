@@ -60,6 +60,7 @@ KINDS = [
     Kind("aligned-output", lambda: Aligned(evidence="output", flow="none")),
     Kind("aligned-depth", lambda: Aligned(signal="depth", flow="none")),
     Kind("aligned-logits", lambda: Aligned(signal="logits", flow="none")),
+    Kind("aligned-learned", lambda: Aligned(learned=True, flow="none")),
     Kind("chain", lambda: Chain(EMA(0.3), Spatial(3, hidden=8))),
 ]
 
@@ -81,6 +82,8 @@ def lively(model: StabilizedModel) -> StabilizedModel:
         for module in model.stabilizers.modules():
             if isinstance(module, LearnedEMA):
                 module.logit.uniform_(-1, 1)
+            elif isinstance(module, Aligned) and module.learned:
+                module.head[-1].weight.uniform_(-0.1, 0.1)
             elif isinstance(module, (Controlled, Spatial)):
                 window = module.kernel_size**2 if isinstance(module, Spatial) else 1
                 module.head[-1].bias.uniform_(-1, 1).sub_(math.log(window))

@@ -311,7 +311,8 @@ class Aligned(Stabilizer):
             features = [*features, noise.expand_as(n), box_mean(shown.square(), WINDOW), steep.expand_as(n)]
             features = [(each + 1e-4).log().clamp(-8, 8) / 4 for each in features]
             signs = [(signed / variance.sqrt()).clamp(-3, 3), goes.to(y), odds / LONGEST]
-            correction, share = self.head(torch.cat([*features, *signs], 1)).split(1, 1)
+            seen_by_head = torch.cat([*features, *signs], 1).to(next(self.head.parameters()))
+            correction, share = self.head(seen_by_head).to(y).split(1, 1)
             odds = odds * correction.clamp(-4, 4).exp()
         if known is not None:
             odds = torch.where(known, odds, count)
