@@ -36,7 +36,7 @@ Progress = Callable[[str, int, int], None]
 
 
 def demo_models() -> dict[str, nn.Module]:
-    """Return the denoiser alone ("base"), with a fixed average of its output, "aligned" (the default) and "spatial"."""
+    """Return the denoiser alone ("base"), with a fixed average of its output, "aligned" and "spatial"."""
     from unflicker.tasks import load_network, load_task  # only what runs the bundled models needs their weights
 
     stabilized = {name: load_task("denoise", name) for name in ("aligned", "spatial")}

@@ -109,6 +109,7 @@ COARSE = 40  # columns, about, of the maps of tone
 VISIBLE = 1 / 255  # a jump smaller than one code value of 8 bits (RMS) is not worth correcting
 LONGEST_TONE = 16.0  # frames
 CHANGE_COSTS = 0.15  # how wrong the predicted change of light may be, as a share of it
+GUIDE_WIDE, GUIDE_DRIFT = 9, 25.0  # the third test of the guide, stricter for its light was taken out before
 TREND = 0.1  # rate at which the mean change of light follows
 ONE_SIDED, SIDE_COSTS = 0.3, 1.0  # rate at which a correction to one side is noticed, and what it costs
 SWINGS = 0.06  # rate at which it is learnt whether the guide itself flickers
@@ -198,7 +199,10 @@ def follow_tone(
     mean = box_mean(squared, WINDOW)
     noise = noise_variance(mean, state["guide_noise"], 0.003**2)
     trust = (
-        consistency(squared, mean, residual, noise + EDGE * box_mean(gradient(x), WINDOW), wide=9, drift=25) * inside
+        consistency(
+            squared, mean, residual, noise + EDGE * box_mean(gradient(x), WINDOW), wide=GUIDE_WIDE, drift=GUIDE_DRIFT
+        )
+        * inside
     )
     weight = F.avg_pool2d(trust, k, ceil_mode=True)
     share = weight.mean((2, 3), keepdim=True)
@@ -225,7 +229,8 @@ def follow_tone(
     swings = (3 * (-2 * swing[:, 1:] / (swing[:, :1] + VISIBLE**2) - 0.3)).clamp(0.0, 1.0)
 
     # A guide that flickers still tells how the light changes on the whole: by a share of itself, frame by frame.
-    trend = sample(state["trend"], flow_to(flow, (weight.shape[-2], weight.shape[-1])), "bilinear")
+    there = flow_to(flow, (weight.shape[-2], weight.shape[-1]))
+    trend, evidence = sample(torch.cat([state["trend"], state["tone"]], 1), there, "bilinear").chunk(2, 1)
     trend = trend + TREND * (change_now / (dark + 0.02) - trend)
 
     # What the change of light makes of the output is no flicker.
@@ -240,13 +245,13 @@ def follow_tone(
     power = (weight * (hold_at + hold_by * dark).square().mean(1, keepdim=True)).mean((2, 3), keepdim=True)
     power = power / share.clamp_min(1e-6)
     flicker = state["flicker"] + (power - state["flicker"]) / age.clamp_max(10)
-    evidence = sample(state["tone"], flow_to(flow, (weight.shape[-2], weight.shape[-1])), "bilinear") * trusted
     # Flicker is on both sides of what is held. Where no guide vouches, what stays on one side is a change of light.
     side = (weight * (hold_at + hold_by * dark).mean(1, keepdim=True)).mean((2, 3), keepdim=True)
     side = side / share.clamp_min(1e-6)
     side = state["side"] + ONE_SIDED * (side - state["side"])
     one_sided = (side.square() / flicker.clamp_min(VISIBLE**2) - 0.4).clamp_min(0)
     cost = CHANGE_COSTS**2 * expected / flicker.clamp_min(1e-6) + swings * SIDE_COSTS * one_sided
+    evidence = evidence * trusted
     evidence = evidence / (1 + evidence * cost)
     odds = evidence * strength
     held = odds / (odds + 1) * trusted

@@ -55,7 +55,7 @@ class Guide:
         black, patience = torch.zeros_like(finite), torch.zeros_like(self.past)
         if not lazy or bool((luma(small) == 0).any()):
             black, patience = self._missing((frame == 0).all(1, keepdim=True), state)
-            whole = whole and not (lazy and bool(black.any()))
+            whole = whole and not bool(black.any())
         self.valid, self.colour = finite & ~black, self._unit(small)
         if not whole:
             gone = (~self.valid).to(frame.dtype).mean((2, 3), keepdim=True) > GONE

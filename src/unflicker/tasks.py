@@ -92,7 +92,7 @@ def load_task(name: str, adapter: str | Path = "default") -> StabilizedModel:
 
     Args:
         name: a key of `TASKS`.
-        adapter: "default", which is "aligned"; one of the task's `adapters`; "none" for a model that passes the base
+        adapter: "default", the task's own; one of the task's `adapters`; "none" for a model that passes the base
             through; or the folder of an adapter saved with `save_adapter`.
 
     Raises:
