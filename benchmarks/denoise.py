@@ -18,7 +18,7 @@ from torch import Tensor
 from unflicker.checks import InputError
 from unflicker.cli import tune_process
 from unflicker.corruptions.noise import gaussian_noise
-from unflicker.data.clips import choose, find_videos, read_clip
+from unflicker.data.folder import choose, find_videos, read_clip
 from unflicker.metrics.quality import psnr
 from unflicker.metrics.temporal import instability, temporal_difference_error
 from unflicker.model import StabilizedModel

@@ -21,7 +21,7 @@ from torch import Tensor
 from unflicker.checks import InputError
 from unflicker.cli import tune_process
 from unflicker.corruptions.noise import gaussian_noise
-from unflicker.data.clips import choose, find_videos, read_clip
+from unflicker.data.folder import choose, find_videos, read_clip
 from unflicker.flow import flow
 from unflicker.tasks import load_task
 

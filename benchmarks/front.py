@@ -43,7 +43,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from unflicker.checks import InputError
 from unflicker.cli import tune_process
-from unflicker.data.clips import choose, find_videos, read_clip
+from unflicker.data.folder import choose, find_videos, read_clip
 from unflicker.flow import consistent, flow, warp
 from unflicker.metrics.quality import frame_psnr, ssim
 from unflicker.metrics.temporal import instability, temporal_difference_error

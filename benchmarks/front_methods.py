@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from unflicker import Controller, StabilizedModel, load_adapter, save_adapter, stabilize
 from unflicker.corruptions import ClaheFlicker, ToneJitter, gaussian_noise, parse
-from unflicker.data.clips import Clips
+from unflicker.data.base import FileVideo, Recording
+from unflicker.data.clips import ClipDataset
+from unflicker.data.clips import load as load_clips
 from unflicker.stabilizers import EMA, Aligned, Controlled, Gaussian, LearnedEMA, Spatial, Stabilizer
 from unflicker.state import State
 from unflicker.tasks import TASKS, load_network, load_task
@@ -288,12 +290,12 @@ def train(method: Method, condition: Condition, videos: list[Path], steps: int, 
     torch.manual_seed(SEED)
     model = method.layers()
     model.base.load_state_dict(load_network(condition.task).state_dict())
-    clips = Clips(videos, scales=(0.6, 0.4))
-    generator = torch.Generator().manual_seed(SEED)
+    recordings = [Recording(FileVideo(video)) for video in videos]
+    dataset = ClipDataset(recordings, length=8, crop=48, scales=(0.6, 0.4), seed=SEED)
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
-        for step in range(steps):
-            clean = clips.draw(2, length=8, crop=48, generator=generator)
+        for step, clips in enumerate(load_clips(dataset, batch=2, steps=steps)):
+            clean = clips["target"]
             yield condition.degrade(clean, seed=1000 + step), clean
 
     def say(step: int, terms: dict[str, float]) -> None:

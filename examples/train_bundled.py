@@ -5,7 +5,7 @@
 Stages build on one another: `base` is a small NAFNet for Gaussian noise of any strength up to 0.2, `heavy` the same
 network fine-tuned for 0.6, `spatial`, `learned-ema` and `aligned` are adapters for the frozen base. On one core of a
 laptop they take about an hour, ten minutes, half an hour, ten and twenty-five minutes. Copy the result over
-src/unflicker/weights to ship it.
+src/unflicker/weights to ship it. Meanwhile the decoded clips take up to CACHE_GIB of the disk.
 
 The clips named in TEST are never touched, those in VALIDATION only measured on. In a folder that has none of these
 names the last fifth of the clips is for validation.
@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import copy
 import math
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,7 +29,10 @@ from unflicker import Aligned, Controller, LearnedEMA, Spatial, StabilizedModel,
 from unflicker.checks import InputError
 from unflicker.cli import tune_process
 from unflicker.corruptions.noise import gaussian_noise
-from unflicker.data.clips import Clips, find_videos, read_clip
+from unflicker.data.base import FileVideo, Recording
+from unflicker.data.cache import cached
+from unflicker.data.clips import ClipDataset, load
+from unflicker.data.folder import find_videos, read_clip
 from unflicker.metrics.quality import psnr
 from unflicker.metrics.temporal import temporal_difference_error
 from unflicker.tasks import SMALL_NAFNET
@@ -40,6 +44,7 @@ TEST = (
 VALIDATION = "sam2_cups ax_rooftop_360p tos_tower intel_asl_sister udacity_highway_a udacity_highway_b".split()
 LIGHT, HEAVY = 0.2, 0.6
 SEED = 0
+CACHE_GIB = 8
 
 
 def main() -> None:
@@ -57,10 +62,12 @@ def main() -> None:
     training = [video for video in videos if video not in held_out]
     validation = [read_clip(v, size=(192, 320), frames=40).float() / 255 for v in held_out]
     arguments.out.mkdir(parents=True, exist_ok=True)
-    for stage in arguments.stage:
-        torch.manual_seed(SEED)
-        train, steps = STAGES[stage]
-        train(arguments.out, training, validation, steps if arguments.steps is None else arguments.steps)
+    with tempfile.TemporaryDirectory() as decoded:  # twenty thousand small crops are quicker read than decoded
+        recordings = cached([Recording(FileVideo(v)) for v in training], decoded, limit_gib=CACHE_GIB)
+        for stage in arguments.stage:
+            torch.manual_seed(SEED)
+            train, steps = STAGES[stage]
+            train(arguments.out, recordings, validation, steps if arguments.steps is None else arguments.steps)
 
 
 def add_noise(clean: Tensor, sigmas: tuple[float, float], generator: torch.Generator) -> Tensor:
@@ -71,10 +78,10 @@ def add_noise(clean: Tensor, sigmas: tuple[float, float], generator: torch.Gener
 
 
 def train_network(
-    network: torch.nn.Module, videos: list[Path], sigmas: tuple[float, float], steps: int, rate: float
+    network: torch.nn.Module, training: list[Recording], sigmas: tuple[float, float], steps: int, rate: float
 ) -> None:
     """Train a frame-wise denoiser: mean log MSE, so that weak and strong noise count alike."""
-    clips = Clips(videos, scales=(1.0, 0.6, 0.4), every=2)
+    dataset = ClipDataset(training, length=1, crop=96, scales=(1.0, 0.6, 0.4), seed=SEED)
     generator = torch.Generator().manual_seed(SEED)
     network.train().requires_grad_(True)
     optimizer = torch.optim.AdamW(network.parameters(), lr=rate, betas=(0.9, 0.9), weight_decay=1e-4)
@@ -82,8 +89,8 @@ def train_network(
         optimizer, lambda i: min(1.0, (i + 1) / 200) * (0.001 + 0.999 * (1 + math.cos(math.pi * i / steps)) / 2)
     )
     total, start = 0.0, time.time()
-    for step in range(1, steps + 1):
-        clean = clips.draw(4, length=1, crop=96, generator=generator).squeeze(1)
+    for step, clips in enumerate(load(dataset, batch=4, steps=steps), start=1):
+        clean = clips["target"].squeeze(1)
         noisy = add_noise(clean, sigmas, generator).contiguous(memory_format=torch.channels_last)
         loss = 10 * (network(noisy) - clean).square().mean((1, 2, 3)).add(1e-5).log10().mean()
         optimizer.zero_grad()
@@ -98,33 +105,33 @@ def train_network(
     network.eval().requires_grad_(False)
 
 
-def train_base(out: Path, training: list[Path], validation: list[Tensor], steps: int) -> None:
+def train_base(out: Path, training: list[Recording], validation: list[Tensor], steps: int) -> None:
     network = SMALL_NAFNET().to(memory_format=torch.channels_last)
     train_network(network, training, (0.0, LIGHT), steps, rate=1e-3)
     save_file(_plain(network), str(out / "denoise.safetensors"))
     report("base", network, None, validation, 0.1)
 
 
-def train_heavy(out: Path, training: list[Path], validation: list[Tensor], steps: int) -> None:
+def train_heavy(out: Path, training: list[Recording], validation: list[Tensor], steps: int) -> None:
     network = _base(out).to(memory_format=torch.channels_last)
     train_network(network, training, (HEAVY, HEAVY), steps, rate=5e-4)
     save_file(_plain(network), str(out / "denoise-heavy.safetensors"))
     report("heavy", network, None, validation, HEAVY)
 
 
-def train_spatial(out: Path, training: list[Path], validation: list[Tensor], steps: int) -> None:
+def train_spatial(out: Path, training: list[Recording], validation: list[Tensor], steps: int) -> None:
     plan = {"": Spatial(3, groups=1, hidden=16)}
     model = stabilize(_base(out), plan, controller=Controller(16), example=torch.zeros(1, 3, 192, 320))
     train_adapter(model, out / "denoise" / "spatial", training, validation, steps, rate=2e-3)
 
 
-def train_learned_ema(out: Path, training: list[Path], validation: list[Tensor], steps: int) -> None:
+def train_learned_ema(out: Path, training: list[Recording], validation: list[Tensor], steps: int) -> None:
     plan = {"": LearnedEMA()}
     model = stabilize(_base(out), plan, example=torch.zeros(1, 3, 192, 320))
     train_adapter(model, out / "denoise" / "learned-ema", training, validation, steps, rate=1e-2)
 
 
-def train_aligned(out: Path, training: list[Path], validation: list[Tensor], steps: int) -> None:
+def train_aligned(out: Path, training: list[Recording], validation: list[Tensor], steps: int) -> None:
     model = stabilize(_base(out), {"": Aligned(learned=True)}, example=torch.zeros(1, 3, 192, 320))
     train_adapter(model, out / "denoise" / "aligned-learned", training, validation, steps, rate=8e-3, crop=96)
 
@@ -132,19 +139,19 @@ def train_aligned(out: Path, training: list[Path], validation: list[Tensor], ste
 def train_adapter(
     model: StabilizedModel,
     folder: Path,
-    training: list[Path],
+    training: list[Recording],
     validation: list[Tensor],
     steps: int,
     rate: float,
     crop: int = 64,
 ) -> None:
     """Train on clips of 8 frames with the unified loss, stability weight 0.2, noise up to 0.2."""
-    clips = Clips(training, scales=(0.6, 0.4))
+    dataset = ClipDataset(training, length=8, crop=crop, scales=(0.6, 0.4), seed=SEED)
     generator = torch.Generator().manual_seed(SEED)
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
-        while True:
-            clean = clips.draw(2, length=8, crop=crop, generator=generator)
+        for clips in load(dataset, batch=2, steps=steps):
+            clean = clips["target"]
             yield add_noise(clean, (0.0, LIGHT), generator), clean
 
     def say(step: int, terms: dict[str, float]) -> None:

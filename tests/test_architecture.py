@@ -21,11 +21,13 @@ FLOORS = [
     ["layers", "flow", "video", "corruptions", "losses", "networks"],
     ["evidence", "guide"],
     ["stabilizers", "controllers", "regularizers", "data", "metrics"],
-    ["plans"],
+    ["plans", "recipes"],
     ["model"],
     ["checkpoint", "explain", "export", "report", "measure"],
     ["tasks"],
-    ["training", "evaluation", "run", "demo", "page"],
+    ["bases", "training", "evaluation", "run", "demo", "page"],
+    ["tradeoff", "strength"],
+    ["experiments"],
     ["cli", "app"],
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS, 1) for room in rooms}

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from unflicker.checkpoint import adapter_state_dict, load_adapter, save_adapter
+from unflicker.checkpoint import adapter_state_dict, compose_adapters, load_adapter, save_adapter
 from unflicker.checks import InputError
 from unflicker.controllers import Controller
 from unflicker.model import stabilize
@@ -308,3 +308,35 @@ def test_saving_changes_nothing(norm_net, clip, tmp_path):
     before = copy.deepcopy(norm_net.state_dict())
     save_adapter(model, tmp_path / "adapter")
     same(norm_net.state_dict(), before)
+
+
+def test_composed_adapters_are_a_chain_of_both(tmp_path):
+    """The same as one after the other by hand, each with its own controller."""
+    clip = torch.rand(1, 5, 3, 12, 12)
+    models = []
+    for i in range(2):
+        torch.manual_seed(i)
+        base = nn.Identity()
+        model = stabilize(base, {"": Controlled(hidden=4, feature_inputs=False)}, example=clip[:, 0])
+        for p in model.parameters():
+            p.data += 0.1 * torch.randn_like(p)
+        save_adapter(model, tmp_path / str(i))
+        models.append(model)
+    composed = compose_adapters(nn.Identity(), [tmp_path / "0", tmp_path / "1"])
+    expected = models[1](models[0](clip)[0], guide=clip)[0]
+    assert torch.allclose(composed(clip)[0], expected, atol=1e-6)
+    assert not torch.allclose(expected, models[0](clip)[0], atol=1e-3)
+    save_adapter(composed, tmp_path / "both")
+    assert torch.equal(load_adapter(nn.Identity(), tmp_path / "both")(clip)[0], composed(clip)[0])
+
+
+def test_adapters_of_other_plans_are_not_composed(tmp_path):
+    frame = torch.rand(1, 3, 8, 8)
+    save_adapter(stabilize(nn.Identity(), {"": EMA(0.1)}, example=frame), tmp_path / "a")
+    net = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1))
+    save_adapter(stabilize(net, {"0": EMA(0.1)}, example=frame), tmp_path / "b")
+    save_adapter(stabilize(net, {"1": EMA(0.1)}, example=frame), tmp_path / "c")
+    with pytest.raises(InputError, match="have different plans, and cannot be composed"):
+        compose_adapters(net, [tmp_path / "b", tmp_path / "c"])
+    with pytest.raises(InputError, match="composed from two on; got 1"):
+        compose_adapters(net, [tmp_path / "b"])

@@ -1,8 +1,6 @@
-"""The loss, the clips, fit, and the networks that come with the package."""
+"""The loss, fit, and the networks that come with the package."""
 
 import json
-from fractions import Fraction
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,25 +8,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 from unflicker.checks import InputError
-from unflicker.data.clips import Clips, choose, find_videos, read_clip
 from unflicker.losses import rmse, unified_loss
 from unflicker.model import stabilize
 from unflicker.networks.nafnet import NAFNet
 from unflicker.stabilizers import EMA, LearnedEMA, Spatial
 from unflicker.tasks import TASKS, WEIGHTS, load_network, load_task
 from unflicker.training import fit
-from unflicker.video import Frame, VideoInfo, open_writer
-
-
-@pytest.fixture
-def folder(tmp_path) -> Path:
-    for name, frames in (("a", 12), ("b", 4)):
-        with open_writer(tmp_path / f"{name}.mp4", VideoInfo(48, 32, Fraction(24), Fraction(1, 24)), crf=4) as writer:
-            for t in range(frames):
-                data = torch.linspace(0, 1, 48).roll(t).expand(3, 32, 48)
-                writer.write(Frame(data, t, Fraction(1, 24)))
-    (tmp_path / "notes.txt").write_text("no video")
-    return tmp_path
 
 
 def test_the_loss_is_the_sum_over_time_written_as_a_loop():
@@ -46,23 +31,6 @@ def test_the_loss_is_the_sum_over_time_written_as_a_loop():
 def test_the_loss_refuses_frames():
     with pytest.raises(InputError, match=r"preds.shape = torch.Size\(\[3, 4, 4\]\)"):
         unified_loss(torch.zeros(3, 4, 4), torch.zeros(3, 4, 4))
-
-
-def test_clips_are_a_function_of_the_seed(folder):
-    clips = Clips(find_videos(folder), scales=(1.0, 0.5))
-    draws = [clips.draw(3, length=6, crop=16, generator=torch.Generator().manual_seed(s)) for s in (1, 1, 2)]
-    assert draws[0].shape == (3, 6, 3, 16, 16) and draws[0].min() >= 0 and draws[0].max() <= 1
-    assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
-
-
-def test_what_clips_say_when_there_are_none(folder):
-    with pytest.raises(InputError, match="long and large enough for clips of 6 frames of 64x64"):
-        Clips(find_videos(folder)).draw(1, length=6, crop=64, generator=torch.Generator())
-    with pytest.raises(InputError, match="is not a folder"):
-        find_videos(folder / "missing")
-    with pytest.raises(InputError, match="no video 'c' in the folder; there is 'a', 'b'"):
-        choose(find_videos(folder), ["c"])
-    assert read_clip(folder / "a.mp4", size=(16, 24), frames=3, every=2).shape == (3, 3, 16, 24)
 
 
 def test_fit_learns_to_trust_a_still_past():

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from unflicker.controllers import Controller
 from unflicker.layers import parse
 from unflicker.model import StabilizedModel
 from unflicker.plans import Place
-from unflicker.stabilizers import describe, from_description
+from unflicker.stabilizers import Chain, describe, from_description
 
 FORMAT = 1
 WEIGHTS, SETTINGS, CARD = "adapter.safetensors", "adapter.json", "README.md"
@@ -148,6 +149,57 @@ def load_adapter(base: nn.Module, folder: str | Path) -> StabilizedModel:
             f"The adapter {folder} was trained for a {made_for} of this shape with other weights.", stacklevel=2
         )
     return model
+
+
+def compose_adapters(base: nn.Module, folders: Sequence[str | Path]) -> StabilizedModel:
+    """Insert several saved adapters into their base, one after the other at each layer, without training them again.
+
+    Instant Video Models, appendix C: adapters that were trained for one corruption each, of the same plan, and blind
+    to features (`Controlled(feature_inputs=False)`), for then one does not see what the other has changed.
+
+    Args:
+        base: the network all of them were made for.
+        folders: two or more, in the order in which they work.
+
+    Raises:
+        InputError: an adapter does not fit the base, or they sit at different layers.
+
+    >>> import tempfile
+    >>> from unflicker.model import stabilize
+    >>> from unflicker.stabilizers import EMA
+    >>> network = nn.Conv2d(3, 3, 1)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     for decay in (0.1, 0.2):
+    ...         save_adapter(stabilize(network, {"": EMA(decay)}, example=torch.rand(1, 3, 8, 8)), f"{folder}/{decay}")
+    ...     compose_adapters(network, [f"{folder}/0.1", f"{folder}/0.2"]).stabilizers["output"]
+    Chain(EMA(0.1), EMA(0.2))
+    """
+    if len(folders) < 2:
+        raise InputError(f"Adapters are composed from two on; got {len(folders)}.")
+    models = []
+    for folder in folders:
+        models.append(load_adapter(base, folder))
+        models[-1].remove()  # only what was added is wanted
+    first = models[0]
+    for model, folder in zip(models, folders, strict=True):
+        if model.places != first.places or len(model.controllers) != len(first.controllers):
+            raise InputError(f"The adapters {folders[0]} and {folder} have different plans, and cannot be composed.")
+    templates = {
+        place: Chain(*(from_description(describe(model.stabilizers[key.replace(".", "/")])) for model in models))
+        for key, place in first.places.items()
+    }
+    controllers = tuple(Controller(**controller.settings()) for model in models for controller in model.controllers)
+    composed = StabilizedModel(base, templates, controllers, first.frame_shape)
+    weights = {}
+    for i, model in enumerate(models):
+        for name, value in adapter_state_dict(model).items():
+            kind, layer, rest = name.split(".", 2)
+            weights[f"{kind}.{layer}.members.{i}.{rest}" if kind == "stabilizers" else f"{kind}.{i}.{rest}"] = value
+    composed.load_state_dict(weights, strict=False)
+    like = next(base.parameters(), torch.zeros(()))
+    for module in (*composed.stabilizers.values(), *composed.controllers):
+        module.to(like)
+    return composed
 
 
 def _tidy(folder: Path, part: Path, old: Path) -> None:

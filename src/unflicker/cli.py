@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,6 +18,9 @@ import typer
 from unflicker.checks import InputError
 
 if TYPE_CHECKING:
+    from unflicker.evaluation import Evaluation
+    from unflicker.experiments import OnStep
+    from unflicker.recipes import Recipe
     from unflicker.run import RunResult
 
 BAD_INPUT, INCOMPLETE, INTERRUPTED = 2, 3, 130
@@ -28,6 +32,31 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+
+
+RecipeName = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A .yaml file or the name of a recipe; several are joined by +.")
+]
+Changes = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="As loss.stability=0.4.", show_default=False)
+]
+DataFolder = Annotated[
+    Path | None, typer.Option("--data", metavar="DIR", help="The folder of clips: data.root.", show_default=False)
+]
+ModelOption = Annotated[
+    str | None,
+    typer.Option("--model", metavar="FILE.py:FUNCTION", help="A network of yours.", show_default=False),
+]
+WeightsOption = Annotated[
+    Path | None, typer.Option(help="Weights for the network: .safetensors, .pth or .pt.", show_default=False)
+]
+
+
+MetricOption = Annotated[
+    list[str] | None,
+    typer.Option(help="Besides the recipe's: ssim, warping_error, flicker; each several times.", show_default=False),
+]
+ProcessesOption = Annotated[int, typer.Option(help="Videos at a time, each in a process of its own.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -73,13 +102,21 @@ def run(
     scene_cuts: Annotated[bool, typer.Option("--scene-cuts/--no-scene-cuts", help="Start afresh at a cut.")] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")] = False,
     frame_rate: Annotated[float | None, typer.Option(help="Frames per second of a folder of images [24].")] = None,
+    network: ModelOption = None,
+    weights: WeightsOption = None,
 ) -> None:
     """Take a video through a network, stabilized; sound and subtitles are kept."""
     tune_process()
+    from unflicker.bases import load_base
     from unflicker.run import run_video
-    from unflicker.tasks import load_task
+    from unflicker.tasks import add_adapter, load_task
 
-    model = load_task(task, adapter)
+    if network is None and weights is None:
+        model = load_task(task, adapter)
+    elif network is None:
+        model = add_adapter(load_base(task, weights), adapter, task=task)
+    else:
+        model = add_adapter(load_base(network, weights), adapter)
     with _progress(source.name) as on_frame:
         result = run_video(
             model,
@@ -164,6 +201,140 @@ def measure(
 
 
 @app.command()
+def train(
+    recipe: RecipeName,
+    changes: Changes = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where the adapter goes [runs/RECIPE].", show_default=False)
+    ] = None,
+    data: DataFolder = None,
+    network: ModelOption = None,
+    weights: WeightsOption = None,
+) -> None:
+    """Train an adapter for a network on your clips, as a recipe says; a run that was stopped goes on where it was."""
+    tune_process()
+    from unflicker.experiments import train as train_recipe
+    from unflicker.recipes import load_recipe
+
+    loaded = load_recipe(recipe, _changes(changes, data, network, weights))
+    folder = Path("runs") / _file_name(recipe) if out is None else out
+    with _training_bar(loaded.training.steps) as on_step:
+        trained = train_recipe(loaded, folder, on_step=on_step)
+    for complaint in trained.skipped:
+        _say(f"warning: {complaint}")
+    best = "" if trained.validation is None else f", lowest validation loss {trained.validation:.5f}"
+    _say(f"{folder}: {trained.steps} steps{best}.")
+
+
+@app.command()
+def evaluate(
+    recipe: RecipeName,
+    changes: Changes = None,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(help="A folder, or a name as for run; may be given several times.", show_default=False),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where to [runs/RECIPE/evaluation].", show_default=False)
+    ] = None,
+    metric: MetricOption = None,
+    baselines: Annotated[bool, typer.Option("--baselines/--no-baselines", help="Those of the recipe.")] = True,
+    processes: ProcessesOption = 1,
+    data: DataFolder = None,
+    network: ModelOption = None,
+    weights: WeightsOption = None,
+) -> None:
+    """Measure adapters on whole test videos, beside the network alone and plain averages; draw the trade-off."""
+    tune_process()
+    from unflicker.experiments import evaluate_recipe
+    from unflicker.recipes import load_recipe
+
+    loaded = load_recipe(recipe, _changes(changes, data, network, weights))
+    with _progress("evaluating") as on_frame:
+        found = evaluate_recipe(
+            loaded,
+            _labelled(adapter or ()),
+            with_baselines=baselines,
+            metrics=metric or (),
+            processes=processes,
+            on_frame=on_frame,
+        )
+    name = _file_name(recipe)
+    _show_results(found, Path("runs") / name / "evaluation" if out is None else out, name)
+
+
+@app.command()
+def sweep(
+    recipe: RecipeName,
+    over: Annotated[
+        str, typer.Option(metavar="KEY=V,V,...", help="loss.stability=0.1,0.2,0.4 trains; strength=0.5,1,2 does not.")
+    ],
+    changes: Changes = None,
+    adapter: Annotated[
+        str | None, typer.Option(help="For a sweep over strength: a folder or a name, as for run.", show_default=False)
+    ] = None,
+    clip: Annotated[
+        Path | None,
+        typer.Option(help="A video of yours to recommend a strength for.", show_default=False),
+    ] = None,
+    truth: Annotated[Path | None, typer.Option(help="What that video should look like.", show_default=False)] = None,
+    limit: Annotated[float, typer.Option(help="How many dB of fidelity the recommended strength may cost.")] = 0.5,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where to [runs/RECIPE-sweep].", show_default=False)
+    ] = None,
+    metric: MetricOption = None,
+    processes: ProcessesOption = 1,
+    data: DataFolder = None,
+    network: ModelOption = None,
+    weights: WeightsOption = None,
+) -> None:
+    """Draw how quality and steadiness trade off over a setting, or over the strength of one adapter."""
+    tune_process()
+    from unflicker.experiments import evaluate_recipe, sweep_recipe
+    from unflicker.recipes import load_recipe
+
+    key, equals, values = over.partition("=")
+    if not equals or not values:
+        raise InputError(f"--over {over}: write KEY=V,V,..., as loss.stability=0.1,0.2 or strength=0.5,1,2.")
+    chosen, settings = values.split(","), _changes(changes, data, network, weights)
+    name = _file_name(recipe)
+    folder = Path("runs") / f"{name}-sweep" if out is None else out
+    if key != "strength":
+        if clip is not None or adapter is not None:
+            raise InputError("--adapter and --clip are for a sweep over strength: --over strength=0.5,1,2.")
+        found = sweep_recipe(
+            recipe,
+            settings,
+            key,
+            chosen,
+            folder,
+            label=name,
+            metrics=metric or (),
+            processes=processes,
+            on_run=lambda run, each: _training_bar(each.training.steps, run),
+        )
+        return _show_results(found, folder, name)
+    loaded = load_recipe(recipe, settings)
+    spec = adapter or "default"
+    strengths = [_number(value, over) for value in chosen]
+    if loaded.data.root is not None:
+        with _progress("evaluating") as on_frame:
+            found = evaluate_recipe(
+                loaded,
+                _labelled([spec]),
+                strengths=strengths,
+                metrics=metric or (),
+                processes=processes,
+                on_frame=on_frame,
+            )
+        _show_results(found, folder, name)
+    elif clip is None:
+        raise InputError("A sweep needs test videos (--data DIR), or a video of yours to find a strength for (--clip).")
+    if clip is not None:
+        _recommend(loaded, spec, clip, truth, strengths, limit)
+
+
+@app.command()
 def demo(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to put the results.")] = Path("unflicker-demo"),
 ) -> None:
@@ -201,6 +372,9 @@ def main() -> None:
         message = error.format_message() if hasattr(error, "format_message") else str(error)
         _say("error: " + " ".join(message.split()))
         code = BAD_INPUT
+    except FloatingPointError as error:
+        _say(f"error: {error}")
+        code = INCOMPLETE
     except OSError as error:
         _say(f"error: {error.filename or 'a file'} cannot be used: {error.strerror or error}.")
         code = BAD_INPUT
@@ -233,6 +407,117 @@ def _progress(name: str) -> Iterator[Callable[[int, int | None], None]]:
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         bar = progress.add_task(name, total=None)
         yield lambda done, total: progress.update(bar, completed=done, total=total)
+
+
+def _changes(changes: list[str] | None, data: Path | None, network: str | None, weights: Path | None) -> list[str]:
+    """The options that stand for a setting of a recipe, after those that name it."""
+    named = {"data.root": data, "base.network": network, "base.weights": weights}
+    # JSON is YAML, and quotes what needs it.
+    return [*(changes or ()), *(f"{key}={json.dumps(str(value))}" for key, value in named.items() if value is not None)]
+
+
+def _file_name(recipe: str) -> str:
+    """A recipe's name as one of a folder.
+
+    >>> _file_name("denoise-0.1+my/clips.yaml")
+    'denoise-0.1+clips'
+    """
+    return "+".join(part.rsplit("/", 1)[-1].removesuffix(".yaml").removesuffix(".yml") for part in recipe.split("+"))
+
+
+@contextlib.contextmanager
+def _training_bar(steps: int, name: str = "") -> Iterator[OnStep]:
+    """Show steps, time left and loss terms, if somebody looks; else say a line now and then."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+    smooth: dict[str, float] = {}
+
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        bar = progress.add_task(name, total=steps)
+
+        def on_step(step: int, terms: dict[str, float]) -> None:
+            for term in ("accuracy", "stability", "total"):
+                smooth[term] = 0.95 * smooth.get(term, terms[term]) + 0.05 * terms[term]
+            told = ", ".join(f"{term} {value:.5f}" for term, value in smooth.items())
+            progress.update(bar, completed=step, description=f"{name} {told}".lstrip())
+            if "validation" in terms:
+                told += f", validation {terms['validation']:.5f}"
+            if "validation" in terms or (not console.is_terminal and step % max(1, steps // 20) == 0):
+                progress.console.print(
+                    f"unflicker: {f'{name} step {step} of {steps}: {told}'.lstrip()}", highlight=False
+                )
+
+        yield on_step
+
+
+def _labelled(adapters: Sequence[str]) -> dict[str, str]:
+    """Short names for adapters: the folder's, that of the run it is from, or its path if others are called so.
+
+    >>> _labelled(["ema", "runs/snow/adapter", "a/x", "b/x"])
+    {'ema': 'ema', 'snow': 'runs/snow/adapter', 'a/x': 'a/x', 'b/x': 'b/x'}
+    """
+    paths = [Path(each) for each in adapters]
+    names = [path.parent.name if path.name == "adapter" else path.name for path in paths]
+    return {name if name and names.count(name) == 1 else each: each for name, each in zip(names, adapters, strict=True)}
+
+
+def _number(text: str, option: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"--over {option}: {text!r} is no number.") from None
+
+
+def _show_results(found: Evaluation, folder: Path, title: str) -> None:
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    from unflicker.experiments import write_results
+    from unflicker.tradeoff import markdown_table
+
+    files = write_results(found, folder, title)
+    Console().print(Markdown(markdown_table({title: found})))
+    for each in found.skipped:
+        _say(f"warning: {each.name} was left out: {each.reason}")
+    _say(f"Look at {', '.join(str(file) for file in files)}.")
+
+
+def _recommend(
+    recipe: Recipe, adapter: str, clip: Path, truth: Path | None, strengths: Sequence[float], limit: float
+) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from unflicker.bases import load_base
+    from unflicker.data import open_video
+    from unflicker.experiments import with_adapter
+    from unflicker.strength import recommend_strength
+
+    model = with_adapter(recipe, load_base(recipe.base.network, recipe.base.weights), adapter)
+    with _progress(clip.name) as on_frame:
+        found = recommend_strength(
+            model,
+            open_video(clip),
+            truth=None if truth is None else open_video(truth),
+            strengths=sorted({0.0, *strengths}),
+            limit_db=limit,
+            # A denoiser's input is the truth and noise that is new in every frame; of others nothing is known.
+            reference="input" if recipe.base.network.startswith("denoise") else "output",
+            size=recipe.data.size,
+            on_frame=on_frame,
+        )
+    table = Table("strength", "fidelity, dB", "lost, dB", "instability", "")
+    for trial in found.trials:
+        told = "collapses" if trial.collapsing else "recommended" if trial.strength == found.strength else ""
+        numbers = (f"{trial.strength:g}", f"{trial.psnr:.2f}", f"{trial.loss_db:.2f}", f"{trial.instability:.4f}")
+        table.add_row(*numbers, told)
+    Console().print(table)
+    if found.warning:
+        _say(f"warning: {found.warning}")
+    _say(f"{clip}: strength {found.strength:g} is the largest that loses at most {limit:g} dB.")
 
 
 def _report(destination: str, result: RunResult) -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
-from unflicker.checkpoint import load_adapter
+from unflicker.checkpoint import compose_adapters, load_adapter
 from unflicker.checks import InputError, nearest
 from unflicker.model import StabilizedModel, stabilize
 from unflicker.networks.nafnet import NAFNet
@@ -103,19 +103,53 @@ def load_task(name: str, adapter: str | Path = "default") -> StabilizedModel:
     >>> y.shape
     torch.Size([1, 3, 24, 32])
     """
-    task = find_task(name)
-    chosen = task.default if adapter == "default" else adapter
-    if chosen not in task.adapters and not (Path(chosen) / "adapter.json").exists():
+    return add_adapter(load_network(name), adapter, task=name)
+
+
+def add_adapter(
+    network: nn.Module, adapter: str | Path = "default", *, task: str | None = None, example: Tensor | None = None
+) -> StabilizedModel:
+    """Put an adapter into a network: one that needs no training, one that comes with a task, or a saved one.
+
+    Args:
+        network: takes frames (B, 3, H, W) in [0, 1].
+        adapter: "default", which is the task's, else "aligned"; "aligned", "ema" or "none"; the name of one trained
+            for the task; or the folder of one saved with `save_adapter`.
+        task: the task whose network this is; None for a network of yours.
+        example: a frame that the network can take; (1, 3, 64, 64) unless given.
+
+    Raises:
+        InputError: there is no such adapter, or it was made for another network.
+
+    >>> sorted(add_adapter(nn.Conv2d(3, 3, 1), "ema").places)
+    ['output']
+    """
+    found = TASKS[task] if task is not None else None
+    known = found.adapters if found is not None else tuple(BUILT_IN)
+    chosen = adapter
+    if adapter == "default":
+        chosen = found.default if found is not None else "aligned"
+    parts = [_inside(part) for part in str(chosen).split("+")]
+    if len(parts) == 1:
+        chosen = parts[0]
+    elif all((Path(part) / "adapter.json").exists() for part in parts):
+        return compose_adapters(network, parts)
+    if chosen not in known and not (Path(chosen) / "adapter.json").exists():
         if Path(chosen).exists():
             raise InputError(f"{chosen} is no adapter: it has no adapter.json.")
-        hint = nearest(str(chosen), task.adapters)
-        raise InputError(f"The task {name!r} has no adapter {str(chosen)!r}, and there is no such folder; {hint}")
-    network = load_network(name)
-    if chosen in task.trained:
-        return load_adapter(network, WEIGHTS / name / chosen)
+        whose = f"The task {task!r}" if task is not None else "A network of your own"
+        hint = nearest(str(chosen), known)
+        raise InputError(f"{whose} has no adapter {str(chosen)!r}, and there is no such folder; {hint}")
+    if found is not None and chosen in found.trained:
+        return load_adapter(network, WEIGHTS / found.name / chosen)
     if chosen not in BUILT_IN:
         return load_adapter(network, chosen)
     plan = BUILT_IN[str(chosen)]
-    if not plan:
-        return StabilizedModel(network, {}, (), (3, 64, 64))
-    return stabilize(network, plan, example=torch.zeros(1, 3, 64, 64))
+    example = torch.zeros(1, 3, 64, 64) if example is None else example
+    return stabilize(network, plan, example=example) if plan else StabilizedModel(network, {}, (), example.shape[1:])
+
+
+def _inside(chosen: str) -> str:
+    """The adapter in the folder of a training run, if that is what was given."""
+    adapter = Path(chosen) / "adapter"
+    return str(adapter) if (adapter / "adapter.json").exists() else chosen

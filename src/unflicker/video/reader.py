@@ -77,12 +77,12 @@ class VideoReader(Reader):
 
     def __init__(self, path: str | os.PathLike[str], *, threads: int | None = None) -> None:
         self.path = Path(path)
-        self._container = _open_container(self.path)
+        self._container = open_container(self.path)
         try:
-            self._stream = _video_stream(self._container, self.path)
+            self._stream = video_stream(self._container, self.path)
             self._stream.thread_type = "AUTO"
             self._stream.codec_context.thread_count = threads or 0
-            self._to_rgb = _ToRGB(self.path, threads)
+            self._to_rgb = ToRGB(self.path, threads)
             # What the file promises. An mp4 lists its packets in front, also those that an edit list hides, which come
             # as well and decode to nothing. Matroska lists key frames only, but tells how long it is.
             index = self._stream.index_entries if "mp4" in self._container.format.name else ()
@@ -171,7 +171,7 @@ class VideoReader(Reader):
         A decoder with several threads still holds some when it meets an error at the end of a file, as in every one
         that is cut off, and PyAV has no way to get at them.
         """
-        with contextlib.suppress(av.FFmpegError, OSError), _open_container(self.path) as container:
+        with contextlib.suppress(av.FFmpegError, OSError), open_container(self.path) as container:
             stream = container.streams.video[self._container.streams.video.index(self._stream)]
             stream.codec_context.thread_count = 1
             container.seek(last, stream=stream)
@@ -233,8 +233,8 @@ class FolderReader(Reader):
         if not files:
             found = f"only {sorted(names)[0]} and the like" if names else "it is empty"
             raise InputError(f"The folder {path} has no images ({found}); expected files like {', '.join(IMAGES)}.")
-        self._files = sorted(files, key=lambda file: _natural_order(file.name))
-        self._to_rgb = _ToRGB(self.path, threads)
+        self.files = sorted(files, key=lambda file: _natural_order(file.name))
+        self._to_rgb = ToRGB(self.path, threads)
         self._unreadable: list[str] = []
         images = self._read()
         first = next(images, None)
@@ -249,9 +249,9 @@ class FolderReader(Reader):
         self._frames = iter(())
 
     def _read(self) -> Iterator[tuple[int, Tensor, int]]:
-        for index, file in enumerate(self._files):
+        for index, file in enumerate(self.files):
             try:
-                data, depth = _read_exr(file) if file.suffix.lower() == ".exr" else self._read_image(file)
+                data, depth = read_exr(file) if file.suffix.lower() == ".exr" else self.read_image(file)
             except InputError:
                 raise
             except (av.FFmpegError, OSError, RuntimeError, ValueError):
@@ -259,11 +259,11 @@ class FolderReader(Reader):
                 continue
             yield index, data, depth
         if self._unreadable:
-            came = len(self._files) - len(self._unreadable)
+            came = len(self.files) - len(self._unreadable)
             shown = ", ".join(self._unreadable[:3]) + (", ..." if len(self._unreadable) > 3 else "")
             self.damage = f"{came} frames were read, images that cannot be: {len(self._unreadable)} ({shown})."
 
-    def _read_image(self, file: Path) -> tuple[Tensor, int]:
+    def read_image(self, file: Path) -> tuple[Tensor, int]:
         # The decoder alone: ffmpeg's containers would decode each image twice and read "%d" in a name as a pattern.
         decoder = cast(VideoCodecContext, av.CodecContext.create(IMAGES[file.suffix.lower()], "r"))
         decoder.thread_count = 1
@@ -273,7 +273,7 @@ class FolderReader(Reader):
         return self._to_rgb(pictures[0]), _bit_depth(pictures[0].format)
 
 
-class _ToRGB:
+class ToRGB:
     """ffmpeg's picture to (3, H, W) float32: one conversion by swscale, then one pass to scale and one to clip.
 
     swscale's fast path is up to 3 levels off and 1 too dark; with POINT and ACCURATE_RND it is right to 0.02 levels
@@ -328,7 +328,7 @@ def _without_siting(picture: av.VideoFrame) -> av.VideoFrame:
     return copy
 
 
-def _open_container(path: Path) -> InputContainer:
+def open_container(path: Path) -> InputContainer:
     try:
         # "file:" keeps ffmpeg from reading a colon in the name as a protocol.
         container = av.open(f"file:{path}", metadata_errors="replace")
@@ -349,7 +349,7 @@ def _open_container(path: Path) -> InputContainer:
     return container
 
 
-def _video_stream(container: InputContainer, path: Path) -> av.VideoStream:
+def video_stream(container: InputContainer, path: Path) -> av.VideoStream:
     # The cover picture of a song is no video.
     streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
     if not streams:
@@ -403,7 +403,7 @@ def _natural_order(name: str) -> list[tuple[int, str]]:
     return [(int(t), "") if t.isdigit() else (-1, t.lower()) for t in re.split(r"(\d+)", name)]
 
 
-def _read_exr(path: Path) -> tuple[Tensor, int]:
+def read_exr(path: Path) -> tuple[Tensor, int]:
     """Read R, G and B of an EXR file as float32 (3, H, W), unclipped; a single channel Y becomes grey."""
     import OpenEXR
 
