@@ -65,7 +65,8 @@ def recipe(study: str, part: str | None, stability: float, clips: Path, steps: i
     names = [STUDIES[study], *([part, "small"] if part else []), str(CLIPS)]
     network = load_recipe(STUDIES[study]).base.network
     changes = [f"data.root={clips}", f"training.steps={steps}", f"training.validate_every={max(1, steps // 2)}"]
-    changes += ["training.workers=0", f"loss.stability={stability}", f"base.network={network}"]
+    changes += ["training.batch=1", "training.workers=0", "data.frames=8"]
+    changes += [f"loss.stability={stability}", f"base.network={network}"]
     return load_recipe("+".join(names), changes)
 
 

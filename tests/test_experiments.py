@@ -179,6 +179,19 @@ def test_a_run_that_is_killed_at_any_moment_gives_the_same_adapter(place, tmp_pa
     assert log.read_text() == (tmp_path / "whole" / "log.csv").read_text()
 
 
+def test_two_processes_train_as_one_with_all_their_clips(place, tmp_path):
+    arguments = ["train", place / "mine.yaml", "--data", place / "clips", "training.steps=4", "--out"]
+    subprocess.run([sys.executable, "-m", "unflicker", *arguments, tmp_path / "one"], check=True, capture_output=True)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "unflicker"]
+    done = subprocess.run([*launch, *arguments, tmp_path / "two"], check=True, capture_output=True, text=True)
+    assert done.stderr.count("unflicker: step 4 of 4") == 1
+    one, two = (load_file(tmp_path / run / "adapter" / "adapter.safetensors") for run in ("one", "two"))
+    assert all(torch.allclose(one[name], two[name], atol=1e-6) for name in one)
+    rows = [list(csv.reader((tmp_path / run / "log.csv").read_text().splitlines())) for run in ("one", "two")]
+    for a, b in zip(*(each[1:] for each in rows), strict=True):
+        assert [float(x) for x in a if x] == pytest.approx([float(x) for x in b if x], rel=1e-5)
+
+
 def test_two_runs_cannot_share_a_folder(mine, tmp_path):
     def meanwhile(step, terms):
         code = "import sys; from pathlib import Path; from unflicker.experiments import claimed\n"
@@ -251,7 +264,8 @@ def test_a_sweep_trains_what_is_missing_and_draws(place, tmp_path, capsys):
         assert sentence in capsys.readouterr().err
 
 
-def test_what_the_commands_say_of_mistakes(place, tmp_path, capsys):
+def test_what_the_commands_say_of_mistakes(place, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     data = ["--data", place / "clips", "--out", tmp_path / "run"]
     for arguments, told in (
         (["train", "denoise-0.1-smal"], "There is no recipe 'denoise-0.1-smal' in the package"),
@@ -264,6 +278,7 @@ def test_what_the_commands_say_of_mistakes(place, tmp_path, capsys):
         command(*arguments, expect=2)
         said = capsys.readouterr().err.strip()
         assert told in said and len(said.splitlines()) == 1, said
+    assert not list(tmp_path.iterdir())  # nothing is begun before everything fits
 
 
 def test_an_adapter_for_another_network_is_refused(mine, place, tmp_path, capsys):

@@ -215,11 +215,14 @@ def train(
     tune_process()
     from unflicker.experiments import train as train_recipe
     from unflicker.recipes import load_recipe
+    from unflicker.training import shard
 
     loaded = load_recipe(recipe, _changes(changes, data, network, weights))
     folder = Path("runs") / _file_name(recipe) if out is None else out
     with _training_bar(loaded.training.steps) as on_step:
         trained = train_recipe(loaded, folder, on_step=on_step)
+    if shard()[0] != 0:  # of many processes the first one speaks
+        return
     for complaint in trained.skipped:
         _say(f"warning: {complaint}")
     best = "" if trained.validation is None else f", lowest validation loss {trained.validation:.5f}"
@@ -431,7 +434,9 @@ def _training_bar(steps: int, name: str = "") -> Iterator[OnStep]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    console = Console(stderr=True)
+    from unflicker.training import shard
+
+    console = Console(stderr=True, quiet=shard()[0] != 0)
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
     smooth: dict[str, float] = {}
 
@@ -473,13 +478,12 @@ def _number(text: str, option: str) -> float:
 
 def _show_results(found: Evaluation, folder: Path, title: str) -> None:
     from rich.console import Console
-    from rich.markdown import Markdown
 
     from unflicker.experiments import write_results
-    from unflicker.tradeoff import markdown_table
+    from unflicker.tradeoff import table
 
     files = write_results(found, folder, title)
-    Console().print(Markdown(markdown_table({title: found})))
+    Console().print(table(found))
     for each in found.skipped:
         _say(f"warning: {each.name} was left out: {each.reason}")
     _say(f"Look at {', '.join(str(file) for file in files)}.")

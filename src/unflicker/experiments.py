@@ -33,7 +33,7 @@ from unflicker.stabilizers import from_description
 from unflicker.state import State
 from unflicker.tasks import TASKS, add_adapter
 from unflicker.tradeoff import figure, frontier, markdown_table
-from unflicker.training import Batch, fit
+from unflicker.training import Batch, fit, shard
 
 RECIPE, PROGRESS, LOG, RESULT, LOCK = "recipe.yaml", "progress.safetensors", "log.csv", "result.json", ".lock"
 ADAPTER, WEIGHTS = "adapter", "base.safetensors"
@@ -138,35 +138,29 @@ def train(
         FloatingPointError: the loss stopped being finite; the best weights until then are in the folder.
     """
     folder = Path(folder)
+    settings, loss = recipe.training, recipe.loss
+    sets = open_sets(recipe)
+    if not sets.train:
+        raise InputError("No recording is left to train on: give data.train, or more videos.")
+    model = build_model(recipe)
+    if settings.trains == "base" and model.places:
+        raise InputError("The recipe trains the base alone, yet has an adapter: leave it out, or train both.")
+    dataset = _dataset(recipe, sets.train)
+    teacher = _teacher(recipe, model)
+    if settings.trains != "adapter":
+        model.unfreeze()
+
+    def batches(start: int) -> Iterator[Batch]:
+        counts = {"batch": settings.batch, "steps": settings.steps, "start": start, "workers": settings.workers}
+        for batch in load(dataset, shard=shard(), **counts):
+            yield batch["input"], _target(batch["target"], teacher)
+
+    def validate(judged: StabilizedModel) -> float:
+        losses = [validation_loss(judged, each, recipe, teacher, n) for n, each in enumerate(sets.validation)]
+        return sum(losses) / len(losses)
+
     with claimed(folder):
-        _check_same_recipe(recipe, folder)
-        sets = open_sets(recipe)
-        if not sets.train:
-            raise InputError("No recording is left to train on: give data.train, or more videos.")
-        model = build_model(recipe)
-        settings, loss, data = recipe.training, recipe.loss, recipe.data
-        if settings.trains != "adapter":
-            teacher = copy.deepcopy(model.base) if data.target == "base" else None
-            model.unfreeze()
-        else:
-            teacher = model.base
-        if settings.trains == "base" and model.places:
-            raise InputError("The recipe trains the base alone, yet has an adapter: leave it out, or train both.")
-        dataset = _dataset(recipe, sets.train)
-
-        def batches(start: int) -> Iterator[Batch]:
-            shard = _shard()
-            for batch in load(
-                dataset, batch=settings.batch, steps=settings.steps, start=start, workers=settings.workers, shard=shard
-            ):
-                yield batch["input"], _target(batch["target"], teacher if data.target == "base" else None)
-
-        def validate(judged: StabilizedModel) -> float:
-            losses = [validation_loss(judged, each, recipe, teacher, n) for n, each in enumerate(sets.validation)]
-            return sum(losses) / len(losses)
-
-        if _shard()[0] == 0:  # only now that everything fits
-            (folder / RECIPE).write_text(recipe.text(), encoding="utf-8")
+        _note_recipe(recipe, folder)
         log = _Log(folder, settings.tensorboard)
         started = time.monotonic()
 
@@ -201,7 +195,7 @@ def train(
         finally:
             log.close()
         _save(model, recipe, folder, log, started)
-        return Trained(folder, settings.steps, log.best(), [*sets.skipped, *dataset.skipped])
+    return Trained(folder, settings.steps, log.best(), [*sets.skipped, *dataset.skipped])
 
 
 def validation_loss(
@@ -224,7 +218,7 @@ def validation_loss(
             numbers = [every * t for t in range(start, min(start + CHUNK, length))]
             clean, truth = read_frames(recording, numbers, target=data.target, size=data.size)
             preds, state = model(corrupt(clean, start=start)[None].to(device), state)
-            target = _target(truth[None].to(device), teacher if data.target == "base" else None)
+            target = _target(truth[None].to(device), teacher).to(device)
             terms = unified_loss(
                 preds, target, stability=loss.stability, distance=loss.distance, previous=previous, frames=length
             )
@@ -357,7 +351,7 @@ def claimed(folder: Path) -> Iterator[None]:
     """Make a folder and keep it to this process; the claim ends with the process, however it ends."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("w") as file:
-        if _shard()[0] == 0:
+        if shard()[0] == 0:
             try:
                 import fcntl
 
@@ -374,10 +368,12 @@ def _first(every: int | tuple[int, ...]) -> int:
     return every if isinstance(every, int) else every[0]
 
 
-def _check_same_recipe(recipe: Recipe, folder: Path) -> None:
-    """A folder that holds a run goes on with the same recipe only."""
+def _note_recipe(recipe: Recipe, folder: Path) -> None:
+    """Write the recipe beside the result; a folder that holds a run goes on with the same recipe only."""
     file = folder / RECIPE
     if not file.exists():
+        if shard()[0] == 0:
+            file.write_text(recipe.text(), encoding="utf-8")
         return
     old, new = yaml.safe_load(file.read_text(encoding="utf-8")), yaml.safe_load(recipe.text())
     for name in MAY_CHANGE:
@@ -446,8 +442,15 @@ def _dataset(recipe: Recipe, recordings: Sequence[Recording]) -> ClipDataset:
     )
 
 
+def _teacher(recipe: Recipe, model: StabilizedModel) -> nn.Module | None:
+    """The network that makes the targets, if that is the base: as it is now, should it be trained itself."""
+    if recipe.data.target != "base":
+        return None
+    return model.base if recipe.training.trains == "adapter" else copy.deepcopy(model.base)
+
+
 def _target(clean: Tensor, teacher: nn.Module | None) -> Tensor:
-    """What the network makes of clean frames (B, T, C, H, W), if it is its own teacher; else the frames."""
+    """What a teacher makes of clean frames (B, T, C, H, W); the frames, if there is none."""
     if teacher is None:
         return clean
     with torch.no_grad():
@@ -455,16 +458,8 @@ def _target(clean: Tensor, teacher: nn.Module | None) -> Tensor:
         return teacher(clean.flatten(0, 1).to(device)).unflatten(0, clean.shape[:2])
 
 
-def _shard() -> tuple[int, int]:
-    """Which of how many processes this is, under `accelerate launch`."""
-    from accelerate import PartialState
-
-    state = PartialState()
-    return state.process_index, state.num_processes
-
-
 def _save(model: StabilizedModel, recipe: Recipe, folder: Path, log: _Log, started: float) -> None:
-    if _shard()[0] != 0:
+    if shard()[0] != 0:
         return
     if model.places:
         data = recipe.data
@@ -486,7 +481,7 @@ class _Log:
         self.file = folder / LOG
         self.rows: list[dict[str, str]] = []
         self.opened: Any = None
-        self.board = _board(folder) if tensorboard and _shard()[0] == 0 else None
+        self.board = _board(folder) if tensorboard and shard()[0] == 0 else None
         if self.file.exists():
             with self.file.open(newline="", encoding="utf-8") as file:
                 # A line that was cut off in the middle of writing has empty columns.
@@ -518,7 +513,7 @@ class _Log:
 
     def _begin(self) -> None:
         """Write the lines that stay, and keep the file open; of many processes only the first writes."""
-        if _shard()[0] != 0:
+        if shard()[0] != 0:
             self.file = Path(os.devnull)
         part = self.file.with_name(f"{self.file.name}.part") if self.file.name == LOG else self.file
         with part.open("w", newline="", encoding="utf-8") as file:

@@ -13,12 +13,14 @@ from unflicker.checks import InputError, nearest
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from rich.table import Table
 
     from unflicker.evaluation import Evaluation
 
 BASE, TRUTH = "base", "truth"
 # Okabe and Ito's colours, which the colour-blind tell apart, from dark to light; marks and dashes do the same in grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8C510A", "#56B4E9", "#E69F00", "#555555")
+SHORT = {"temporal_difference_error": "TDE"}  # where there is little room
 MARKS = ("o", "s", "^", "D", "v", "P", "X", "h")
 DASHES = ("-", "--", "-.", ":")
 ALONE, FLOOR = "network alone", "truth's own instability"
@@ -99,6 +101,28 @@ def markdown_table(evaluations: Mapping[str, Evaluation]) -> str:
     if not evaluations:
         raise InputError("There is no evaluation to make a table of; give one or more.")
     return "\n\n".join(_table(title, evaluation) for title, evaluation in evaluations.items()) + "\n"
+
+
+def table(evaluation: Evaluation) -> Table:
+    """Make a table for a terminal: every method's numbers, their changes against the base, and its time.
+
+    TDE is the temporal-difference error; `markdown_table` has all costs.
+    """
+    from rich import box
+    from rich.table import Table
+
+    result = Table(caption=_about(evaluation), box=box.SIMPLE_HEAD)
+    result.add_column("method")
+    for metric, about in evaluation.metrics.items():
+        result.add_column(_heading(SHORT.get(metric, about.heading), about.unit), justify="right")
+    result.add_column("ms", justify="right")
+    base = evaluation.overall.get(BASE)
+    for name, row in evaluation.overall.items():
+        cost = evaluation.costs.get(name)
+        time = "" if cost is None or cost.milliseconds is None else f"{cost.milliseconds:.0f}"
+        cells = [_cell(metric, name, row, base, evaluation, digits=0) for metric in evaluation.metrics]
+        result.add_row(name, *cells, time)
+    return result
 
 
 def figure(front: Frontier | Mapping[str, Frontier], path: str | Path, *, worst: float | None = None) -> None:
@@ -282,7 +306,9 @@ def _about(evaluation: Evaluation) -> str:
     return f"{count} of {shown}{spoiled}. Means over all frames; changes are against the base.{skipped}"
 
 
-def _cell(metric: str, name: str, row: Mapping[str, float | None], base: Any, evaluation: Evaluation) -> str:
+def _cell(
+    metric: str, name: str, row: Mapping[str, float | None], base: Any, evaluation: Evaluation, digits: int = 1
+) -> str:
     value = row.get(metric)
     if value is None:
         return "" if name == TRUTH else "-"
@@ -293,7 +319,7 @@ def _cell(metric: str, name: str, row: Mapping[str, float | None], base: Any, ev
         return text
     if unit:
         return f"{text} ({value - reference:+.2f})"
-    return f"{text} ({100 * (value / reference - 1):+.1f} %)" if reference else text
+    return f"{text} ({100 * (value / reference - 1):+.{digits}f} %)" if reference else text
 
 
 def _heading(heading: str, unit: str) -> str:

@@ -128,7 +128,7 @@ def fit(
                 optimizer.step()
                 run.step += 1
                 run.note_average()
-                told = {**terms, "learning_rate": rate}
+                told = {**_mean_over_processes(terms, accelerator), "learning_rate": rate}
                 due = run.step == steps or (validate_every is not None and run.step % validate_every == 0)
                 if validate is not None and due:
                     told["validation"] = run.validate(validate)
@@ -145,6 +145,18 @@ def fit(
     if run.step < steps:
         raise InputError(f"The batches ended after {len(history) + seen} of {steps} steps.")
     return history
+
+
+def shard() -> tuple[int, int]:
+    """Return which of how many processes this is, under `accelerate launch` or `torchrun`.
+
+    >>> shard()
+    (0, 1)
+    """
+    from accelerate import PartialState
+
+    state = PartialState(cpu=not torch.accelerator.is_available())
+    return state.process_index, state.num_processes
 
 
 @dataclass
@@ -304,6 +316,13 @@ def _check_finite(terms: dict[str, float], parameters: Sequence[Tensor], step: i
         raise FloatingPointError(f"{what} at step {step}: lower the learning rate, or look for NaN in the clips.")
 
 
+def _mean_over_processes(terms: dict[str, float], accelerator: Accelerator) -> dict[str, float]:
+    if accelerator.num_processes == 1:
+        return terms
+    values = accelerator.reduce(torch.tensor(list(terms.values()), device=accelerator.device), "mean")
+    return dict(zip(terms, values.tolist(), strict=True))
+
+
 def _relative_rate(step: int, steps: int, schedule: Literal["cosine"] | Sequence[int]) -> float:
     if schedule == "cosine":
         rise = min(1.0, (step + 1) / max(1, steps // 50))
@@ -336,4 +355,4 @@ def _accelerator(precision: Precision) -> Accelerator:
     name = "no" if precision == "float32" else precision
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != name:
         AcceleratorState._reset_state()  # one process may fit twice
-    return Accelerator(mixed_precision=name)
+    return Accelerator(mixed_precision=name, cpu=not torch.accelerator.is_available())
