@@ -12,6 +12,7 @@ from unflicker import Aligned, InputError, load_adapter, save_adapter, stabilize
 from unflicker.corruptions import FieldJitter, PatchDrop, ToneJitter, gaussian_noise
 from unflicker.data.synthetic import demo_clip
 from unflicker.evidence import coarseness
+from unflicker.flow import flow
 from unflicker.functional import box_mean, gaussian_blur, half, in_frame, sample
 from unflicker.guide import Guide
 from unflicker.metrics import psnr, temporal_difference_error
@@ -442,6 +443,8 @@ def test_parts_against_plain_loops():
     wide = nn.functional.pad(x, (2, 2, 2, 2), mode="replicate")
     for i, j in ((0, 0), (3, 4), (6, 8)):
         close(box_mean(x, 5)[0, 0, i, j], wide[0, 0, i : i + 5, j : j + 5].mean())
+    for size in range(3, 17, 2):
+        close(box_mean(x, size), nn.functional.avg_pool2d(nn.functional.pad(x, (size // 2,) * 4, "replicate"), size, 1))
     weights = torch.exp(-((torch.arange(9.0) - 4) ** 2) / (2 * 1.5**2))
     row = torch.zeros(1, 1, 1, 9)
     row[..., 4] = 1
@@ -453,6 +456,18 @@ def test_parts_against_plain_loops():
     close(sample(x, flow)[..., :7], x[..., 2:], rtol=0, atol=1e-5)
     assert in_frame(flow)[0, 0, 0].tolist() == [1.0] * 7 + [0.0] * 2
     assert coarseness(1080, 1920) == 64
+
+
+def test_fetching_by_tensors_is_as_good(moving):
+    """DIS once by name, with OpenCV fetching, and once as a callable, with tensors fetching."""
+    y, x = noisy(moving[:6])
+
+    def by_dis(a: Tensor, b: Tensor) -> Tensor:
+        return flow(a, b, method="dis", preset="medium")
+
+    by_opencv, by_tensors = (run(y, Aligned(flow=each), x) for each in ("dis", by_dis))
+    assert (by_opencv - by_tensors).abs().mean() < 1e-4
+    assert abs(psnr(by_opencv, moving[:6]) - psnr(by_tensors, moving[:6])) < 0.01
 
 
 def test_the_guide_of_a_stream_is_the_last_frame(moving):

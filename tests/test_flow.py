@@ -10,7 +10,8 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 
 from unflicker.checks import InputError
 from unflicker.data.synthetic import demo_clip
-from unflicker.flow import consistent, flow, torch_flow, warp
+from unflicker.flow import consistent, enlarge, fetch, flow, torch_flow, warp
+from unflicker.functional import flow_to, resize, sample
 
 missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
 
@@ -181,6 +182,34 @@ def test_warp_is_scipys_bilinear_interpolation():
             expected = map_coordinates(image[i, c].numpy(), at, order=1, mode="nearest")
             np.testing.assert_allclose(found[i, c].numpy(), expected, atol=1e-10)
     assert torch.allclose(warp(image, torch.zeros_like(shift)), image)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 7])
+@pytest.mark.parametrize("size", [(24, 32), (31, 47)])
+def test_opencv_fetches_what_tensors_fetch(channels, size):
+    """At 1/32 of a pixel and its multiples, the finest steps of OpenCV 4; between them it is a step off at most."""
+    image = torch.rand(2, channels, *size)
+    steps = torch.randint(-100, 100, (2, 2, *size)) / 32
+    torch.testing.assert_close(fetch(image, steps), sample(image, steps), rtol=0, atol=1e-4)
+    torch.testing.assert_close(fetch(image, steps, method="torch"), sample(image, steps), rtol=0, atol=0)
+    smooth = gaussian_filter(image.numpy(), (0, 0, 2, 2))
+    image, half_size = torch.from_numpy(smooth), 3 * torch.randn(2, 2, (size[0] + 1) // 2, (size[1] + 1) // 2)
+    torch.testing.assert_close(fetch(image, half_size), sample(image, flow_to(half_size, size)), rtol=0, atol=5e-3)
+    torch.testing.assert_close(enlarge(half_size, size), resize(half_size, size), rtol=0, atol=1e-4)
+
+
+def test_fetching_takes_every_layout_and_passes_gradients():
+    image = torch.rand(1, 3, 24, 32).contiguous(memory_format=torch.channels_last)
+    steps = torch.randint(-100, 100, (1, 2, 24, 32)) / 32
+    torch.testing.assert_close(fetch(image, steps), sample(image, steps), rtol=0, atol=1e-4)
+    torch.testing.assert_close(fetch(image.double(), steps.double()), sample(image.double(), steps.double()))
+    image.requires_grad_()
+    fetch(image, steps).sum().backward()
+    assert image.grad is not None and image.grad.abs().sum() > 0
+    with torch.no_grad():
+        assert not fetch(image, steps).requires_grad
+    weight = torch.rand(1, 1, 12, 16, requires_grad=True)
+    assert enlarge(weight, (24, 32)).requires_grad
 
 
 def test_consistent_is_the_published_formula_pixel_by_pixel():

@@ -596,3 +596,16 @@ def test_groups_must_divide_the_channels(conv_net, clip):
 def test_spatial_needs_a_map(request, net, words, clip):
     with pytest.raises(InputError, match=rf"The network's output: Spatial needs a feature map .*{words}; use Control"):
         stabilize(request.getfixturevalue(net), {"": Spatial(3)}, example=clip[:, 0])
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_a_strong_past_that_was_not_seen_leaves_a_gradient(groups):
+    """Beside the frame, and in the first frame, logits are of things that do not exist, however large they are."""
+    z, past = torch.rand(1, 3, 5, 6), torch.rand(1, 3, 5, 6)
+    logits = torch.full((1, groups * 9, 5, 6), 200.0, requires_grad=True)
+    strength = torch.ones(1, 1, 1, 1)
+    for seen in (torch.zeros(1, 1, 5, 6), torch.ones(1, 1, 5, 6)):
+        fused = spatial_fusion(z, past * seen, logits, kernel_size=3, seen=seen, strength=strength)
+        assert torch.isfinite(fused).all()
+        (gradient,) = torch.autograd.grad(fused.square().sum(), logits)
+        assert torch.isfinite(gradient).all()

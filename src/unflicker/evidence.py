@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unflicker.functional import box_mean, flow_to, gaussian_blur, gradient, luma, median, resize, sample
+from unflicker.flow import Flow, fetch
+from unflicker.functional import box_mean, flow_to, gaussian_blur, gradient, half, luma, median, resize, sample
 from unflicker.state import State
 
 # Found by random search on the training and validation clips of the benchmarks, sigma 0.1; all but the first few
@@ -97,9 +98,9 @@ def explained(residual: Tensor, by: Tensor) -> Tensor:
     >>> explained(texture, 3 * texture).max().item() < 1e-3
     True
     """
-    both = box_mean(residual * by, WINDOW).square()
-    alone = box_mean(residual.square(), WINDOW) * box_mean(by.square(), WINDOW)
-    return (2 * (1 - both / alone.clamp_min(TINY))).nan_to_num(0, 0, 0).clamp(0.0, 1.0)
+    products = torch.cat([residual * by, residual.square(), by.square()], 1)
+    both, one, other = box_mean(products, WINDOW).split(1, 1)
+    return (2 * (1 - both.square() / (one * other).clamp_min(TINY))).nan_to_num(0, 0, 0).clamp(0.0, 1.0)
 
 
 # --- the low band: jumps of tone that are smooth over the frame -------------------------------------------------------
@@ -157,6 +158,7 @@ def follow_tone(
     past: Tensor,
     x: Tensor,
     x_past: Tensor,
+    x_moved: Tensor,
     inside: Tensor,
     flow: Tensor,
     clean: Tensor,
@@ -164,6 +166,7 @@ def follow_tone(
     state: State,
     *,
     light: bool,
+    method: str | Flow = "auto",
 ) -> tuple[Tone, State]:
     """Find the smooth jump between past and present, and how much of it is flicker.
 
@@ -172,46 +175,47 @@ def follow_tone(
 
     Args:
         y: the output at half size, (B, C, h, w).
-        past: the last result, moved, as `y`.
+        past: the last result, as `y`.
         x: the guide, (B, C', h, w); of as many channels as y, each is compared with its own.
-        x_past: the guide of the last frame, moved.
+        x_past: the guide of the last frame.
+        x_moved: (B, 1, h, w), its luma, moved.
         inside: (B, 1, h, w), 0 where the past left the frame or nothing was seen.
         flow: (B, 2, h, w), half-size pixels, from the present to the past.
         clean: (B, 1, 1, 1), 1 where the guide is the cleaner signal; only then does its texture tell slopes.
         strength: (B, 1, 1, 1), multiplies the odds of the past.
         state: what this returned for the last frame, or zeros.
         light: the output is an image, which changes with the light; depth does not.
+        method: what found the flow, see `unflicker.flow.fetch`.
     """
     k = coarseness(*y.shape[-2:])
     sigma = SPREAD * max(y.shape[-2:]) / k
     channels = y.shape[1]
-    colour, colour_past, x, x_past = x, x_past, luma(x), luma(x_past)
-    dark, change, level, jump, weight = (
-        F.avg_pool2d(each, k, ceil_mode=True) for each in (x, x_past - x, y, past - y, inside)
-    )
+    # Colours are told apart on coarse maps alone, so that they may move on maps half as large.
+    now, before = torch.cat([y, x], 1), torch.cat([past, x_past], 1)
+    left = k
+    if k > 1:
+        now, before, left = half(now), half(before), k // 2
+    before = fetch(before, flow, method=method)
+    level, bright = F.avg_pool2d(now, left, ceil_mode=True).split([channels, x.shape[1]], 1)
+    jump, change = F.avg_pool2d(before - now, left, ceil_mode=True).split([channels, x.shape[1]], 1)
+    dark, x, alike = luma(bright), luma(x), x.shape == y.shape
+    weight = F.avg_pool2d(inside, k, ceil_mode=True)
 
     # How far the guide's past explains its present, once a smooth change of light is taken out.
     damping = 0.001 + state["guide_noise"]
-    constant, slope, _ = local_affine(weight, dark, change, sigma, damping, clean)
+    constant, slope, _ = local_affine(weight, dark, luma(change), sigma, damping, clean)
     smooth = resize(torch.cat([constant, slope], 1), (x.shape[-2], x.shape[-1]))
-    residual = x_past - x - smooth[:, :1] - smooth[:, 1:] * x
+    residual = x_moved - x - smooth[:, :1] - smooth[:, 1:] * x
     squared = residual.square()
-    mean = box_mean(squared, WINDOW)
+    mean, edges = box_mean(torch.cat([squared, gradient(x)], 1), WINDOW).split(1, 1)
     noise = noise_variance(mean, state["guide_noise"], 0.003**2)
-    trust = (
-        consistency(
-            squared, mean, residual, noise + EDGE * box_mean(gradient(x), WINDOW), wide=GUIDE_WIDE, drift=GUIDE_DRIFT
-        )
-        * inside
-    )
+    trust = consistency(squared, mean, residual, noise + EDGE * edges, wide=GUIDE_WIDE, drift=GUIDE_DRIFT) * inside
     weight = F.avg_pool2d(trust, k, ceil_mode=True)
     share = weight.mean((2, 3), keepdim=True)
 
     # The guide's change and the output's jump, each an affine function of the guide's luma near every point.
-    if colour.shape == y.shape:  # each channel of the output changes as that of the guide; else all as its luma
-        change, bright = (F.avg_pool2d(each, k, ceil_mode=True) for each in (colour_past - colour, colour))
-    else:
-        bright = dark
+    if not alike:  # each channel of the output changes as that of the guide, or all as its luma
+        change, bright = luma(change), dark
     constant, slope, support = local_affine(weight, dark, torch.cat([change, jump], 1), sigma, damping, clean)
     (change_at, jump_at), (change_by, jump_by) = (
         each.split([change.shape[1], channels], 1) for each in (constant, slope)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unflicker.flow import Flow, flow
-from unflicker.functional import finite_pixels, half, luma
+from unflicker.functional import finite_pixels, half, is_finite, luma
 from unflicker.state import State
 
 DARK = 0.02  # of a range of 1: what was as dark as that may have become black
@@ -42,18 +42,24 @@ class Guide:
         self.colour_past, self.seen = state["past"], state["seen"]
         self._flows: dict[tuple[str | Flow, str], Tensor] = {}
         lazy = not torch.compiler.is_compiling()  # a graph works out everything, a program only what it needs
-        finite = finite_pixels(frame) if mask is None else finite_pixels(frame) & (mask > 0.5)
-        whole = lazy and bool(finite.all())
+        whole = mask is None and is_finite(frame)
+        finite = torch.ones_like(frame[:, :1], dtype=torch.bool)
+        if not whole:
+            finite = finite_pixels(frame) if mask is None else finite_pixels(frame) & (mask > 0.5)
+            whole = lazy and bool(finite.all())
         if not whole:
             frame = torch.where(finite, frame, 0)
-        self.frame, small = frame, half(frame.clamp(-LARGEST, LARGEST))
+        self.frame, small = frame, half(frame)
+        if not lazy or not bool(small.abs().amax() <= LARGEST):
+            small = half(frame.clamp(-LARGEST, LARGEST))
         self._range = self._fitting(small, state)
+        self._as_is = lazy and bool((self._range[:, :1] == 0).all() & (self._range[:, 1:] == 1).all())
         if not lazy or self._range is not state["range"]:
             known_as = torch.where(self.seen > 0, state["range"], self._range)
             self.colour_past = self._unit(self.colour_past * known_as[:, 1:] + known_as[:, :1])
         self.past = luma(self.colour_past)
         black, patience = torch.zeros_like(finite), torch.zeros_like(self.past)
-        if not lazy or bool((luma(small) == 0).any()):
+        if not lazy or not bool(luma(small).abs().amin() > 0):
             black, patience = self._missing((frame == 0).all(1, keepdim=True), state)
             whole = whole and not bool(black.any())
         self.valid, self.colour = finite & ~black, self._unit(small)
@@ -96,7 +102,7 @@ class Guide:
         return self._unit(luma(self.frame).clamp(-LARGEST, LARGEST))
 
     def _unit(self, plane: Tensor) -> Tensor:
-        return (plane - self._range[:, :1]) / self._range[:, 1:].clamp_min(1e-12)
+        return plane if self._as_is else (plane - self._range[:, :1]) / self._range[:, 1:].clamp_min(1e-12)
 
     def _fitting(self, small: Tensor, state: State) -> Tensor:
         """The range of values, (B, 2, 1, 1): offset and length. [0, 1] if they fit, else wide enough for all so far."""

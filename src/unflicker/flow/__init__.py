@@ -7,9 +7,10 @@ from torch import Tensor
 from unflicker.checks import InputError, nearest
 from unflicker.flow.base import Flow, consistent, warp
 from unflicker.flow.dis import PRESETS, dis_flow, suits
+from unflicker.flow.fetch import enlarge, fetch
 from unflicker.flow.search import torch_flow
 
-__all__ = ["METHODS", "PRESETS", "Flow", "consistent", "dis_flow", "flow", "torch_flow", "warp"]
+__all__ = ["METHODS", "PRESETS", "Flow", "consistent", "dis_flow", "enlarge", "fetch", "flow", "torch_flow", "warp"]
 
 METHODS = ("dis", "torch", "auto", "none")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 
 import torch
@@ -12,6 +13,7 @@ from unflicker.checks import InputError
 from unflicker.functional import luma as brightness
 
 Flow = Callable[[Tensor, Tensor], Tensor]
+SMALLEST = 12  # pixels a side that DIS takes; it compares patches of 8
 
 
 def warp(image: Tensor, flow: Tensor) -> Tensor:
@@ -101,6 +103,11 @@ def luma(frames: Tensor) -> Tensor:
     0.5925
     """
     return brightness(frames.detach().float().nan_to_num(0).clamp(0, 1))
+
+
+def installed() -> bool:
+    """Whether there is OpenCV; it is not loaded for the answer."""
+    return importlib.util.find_spec("cv2") is not None
 
 
 def small_size(size: tuple[int, int], scale: float) -> tuple[int, int]:

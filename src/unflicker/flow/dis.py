@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import torch
 from torch import Tensor
 
 from unflicker.checks import InputError, nearest
-from unflicker.flow.base import luma, small_size
+from unflicker.flow.base import SMALLEST, luma, small_size
+from unflicker.flow.base import installed as _installed
 
 PRESETS = ("ultrafast", "fast", "medium")  # in the order of OpenCV's numbers
-SMALLEST = 12  # pixels; DIS compares patches of 8
 
 
 def suits(frames: Tensor, scale: float = 1.0) -> bool:
@@ -53,22 +51,16 @@ def dis_flow(a: Tensor, b: Tensor, *, preset: str = "medium", scale: float = 1.0
     import cv2
     import numpy as np
 
-    def planes(frames: Tensor) -> list[np.ndarray]:
-        each = (luma(frames)[:, 0] * 255).round().to(torch.uint8).cpu().numpy()
-        return [p if scale == 1 else cv2.resize(p, small[::-1], interpolation=cv2.INTER_AREA) for p in each]
-
+    planes = [cv2.convertScaleAbs(plane, alpha=255) for plane in luma(torch.cat([a, b]))[:, 0].cpu().numpy()]
+    if scale != 1:
+        planes = [cv2.resize(plane, small[::-1], interpolation=cv2.INTER_AREA) for plane in planes]
     found = []
-    for one, other in zip(planes(a), planes(b), strict=True):
+    for one, other in zip(planes[: len(a)], planes[len(a) :], strict=True):
         engine = cv2.DISOpticalFlow.create(PRESETS.index(preset))  # a used one remembers, and finds another flow
         empty = np.zeros((*one.shape, 2), np.float32)
-        each = engine.calc(np.ascontiguousarray(one), np.ascontiguousarray(other), empty)
+        each = engine.calc(one, other, empty)
         if small != (height, width):
             factors = np.array([width / small[1], height / small[0]], np.float32)
             each = cv2.resize(each, (width, height), interpolation=cv2.INTER_LINEAR) * factors
-        found.append(torch.from_numpy(each))
-    return torch.stack(found).permute(0, 3, 1, 2).to(a).contiguous()
-
-
-def _installed() -> bool:
-    """Whether there is OpenCV; it is not loaded for the answer."""
-    return importlib.util.find_spec("cv2") is not None
+        found.append(cv2.split(each))
+    return torch.from_numpy(np.array(found)).to(a)

@@ -194,7 +194,7 @@ class Recipe(_Strict):
     def text(self) -> str:
         """The whole recipe as YAML, every default written out.
 
-        >>> load_recipe("denoise-small").text().splitlines()[1]
+        >>> load_recipe("denoise-0.1-small").text().splitlines()[1]
         'base:'
         """
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
@@ -219,9 +219,9 @@ def load_recipe(name: str | Path, changes: Sequence[str] = ()) -> Recipe:
     Raises:
         InputError: no such recipe, or a key or value that cannot be; the line and the key are named.
 
-    >>> load_recipe("denoise-small", ["loss.stability=0.4"]).loss.stability
+    >>> load_recipe("denoise-0.1-small", ["loss.stability=0.4"]).loss.stability
     0.4
-    >>> load_recipe("denoise-small", ["loss.stabilty=0.4"])
+    >>> load_recipe("denoise-0.1-small", ["loss.stabilty=0.4"])
     Traceback (most recent call last):
     unflicker.checks.InputError: The option loss.stabilty=0.4: there is no setting loss.stabilty; did you mean \
 'stability'?

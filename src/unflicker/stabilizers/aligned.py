@@ -24,7 +24,7 @@ from unflicker.evidence import (
     fresh_tone,
     noise_variance,
 )
-from unflicker.flow import METHODS, PRESETS, Flow, flow
+from unflicker.flow import METHODS, PRESETS, Flow, enlarge, fetch, flow
 from unflicker.functional import (
     box_mean,
     finite_pixels,
@@ -32,11 +32,13 @@ from unflicker.functional import (
     gradient,
     half,
     in_frame,
+    is_finite,
     luma,
+    mean_channel,
     noise_level,
+    positive,
     resize,
     resize_mask,
-    sample,
 )
 from unflicker.guide import Guide
 from unflicker.stabilizers.base import Layout, Stabilizer
@@ -186,12 +188,10 @@ class Aligned(Stabilizer):
         present = z.to(dtype) if valid is None else torch.where(valid, z.to(dtype), own["past"])
         step = self._along_motion if self._is_map else self._in_place
         blended, seen, following = step(present, valid, own, strength.to(dtype), guide)
-        if torch.compiler.is_compiling() or not bool(
-            torch.stack([value.sum() for value in following.values()]).isfinite().all()
-        ):
+        if not is_finite(torch.stack([value.sum() for value in following.values()])):
             following = {name: value.nan_to_num(0, 0, 0) for name, value in following.items()}
         active = seen & (strength > 0)
-        if valid is None and bool(active.all()) and bool(torch.isfinite(blended.sum())):
+        if valid is None and bool(active.all()) and is_finite(blended):
             result = blended.to(z.dtype)  # the usual frame of a program: no pixel needs a choice
             return result, {"past": result.clone(), **following}  # what follows may work in place
         result = torch.where(active & torch.isfinite(blended), blended, present).to(z.dtype)
@@ -201,6 +201,8 @@ class Aligned(Stabilizer):
     def _valid(self, z: Tensor, guide: Guide | None, mask: Tensor | None) -> Tensor | None:
         """Which pixels of z to believe, (B, 1, H, W); None where a program finds that it is all of them."""
         size = (z.shape[-2], z.shape[-1]) if self._is_map else (1, 1)
+        if mask is None and (guide is None or guide.whole) and is_finite(z):
+            return None
         valid = finite_pixels(z)
         if mask is not None:
             valid = valid & resize_mask(mask, size)
@@ -234,18 +236,21 @@ class Aligned(Stabilizer):
         """The rule, for maps: the present y (B, C, H, W); flow, evidence and gates are at half its size."""
         past, n = own["past"], own["evidence"]
         size, small = (y.shape[-2], y.shape[-1]), (n.shape[-2], n.shape[-1])
-        y_half, past_half = half(y), half(past)
+        guided = guide if self._has_tone else None
+        grey = luma(y) if self.signal == "image" else y
+        if guided is None and self.signal == "image":  # colours have no part in what follows at half size
+            y_half, past_half = half(grey), half(luma(past))
+        else:
+            y_half, past_half = half(y), half(past)
         bright, bright_past = self._brightness(y_half), self._brightness(past_half)
         offset, unit = self._range(bright, bright_past)
         motion, clean, steep = self._motion((bright - offset) / unit, (bright_past - offset) / unit, guide)
-        inside = in_frame(motion) * (n > 0)
-        guided = guide if self._has_tone else None
-        x, x_past = (bright, bright_past) if guided is None else (guided.colour, guided.colour_past)
-        x, x_past = resize(x, small), resize(x_past, small)
+        inside = in_frame(motion) * positive(n)
         compared, compared_past = self._compared(bright, y_half), self._compared(bright_past, past_half)
-        carried = sample(torch.cat([compared_past if guided is None else past_half, n, x_past], 1), motion)
-        past_moved, n_moved, x_moved = carried.split([carried.shape[1] - 1 - x.shape[1], 1, x.shape[1]], 1)
-        compared_moved = self._compared(self._brightness(past_moved), past_moved) if guided is not None else past_moved
+        x, x_past = (bright, bright_past) if guided is None else (guided.luma, guided.past)
+        x, x_past = resize(x, small), resize(x_past, small)
+        carried = self._fetch(torch.cat([n, x_past, compared_past], 1), motion)
+        n_moved, x_moved, compared_moved = carried.split([1, 1, compared_past.shape[1]], 1)
         n_moved = n_moved.clamp(0.0, LONGEST) * inside
         following: State = {}
 
@@ -255,8 +260,9 @@ class Aligned(Stabilizer):
         if guided is not None:
             tone, more = follow_tone(
                 y_half / unit,
-                past_moved / unit,
-                x,
+                past_half / unit,
+                resize(guided.colour, small),
+                resize(guided.colour_past, small),
                 x_moved,
                 inside,
                 motion,
@@ -264,36 +270,37 @@ class Aligned(Stabilizer):
                 strength,
                 part(own, "tone"),
                 light=self.signal == "image",
+                method=self.flow,
             )
             following |= under("tone", more)
             if torch.compiler.is_compiling() or bool((tone.acts > 0).any()):
                 plane = resize(guided.plane, size)
-                jump, hold = (_field(planes * tone.acts, plane) * unit for planes in (tone.jump, tone.hold))
+                jump, hold = (self._field(planes * tone.acts * unit, plane) for planes in (tone.jump, tone.hold))
 
         # Static or moved? The better one is fetched, once, at full size. Interpolation costs evidence.
-        edges = self._edges(y, compared, unit)
+        shifted = compared if jump is None else compared + self._brightness(half(jump))
+        errors = [mean_channel((there - shifted).square()) for there in (compared_past, compared_moved)]
+        energy = half(gradient(grey)) if self.signal == "image" else mean_channel(gradient(compared))
+        static, moved, edges = box_mean(torch.cat([*errors, energy], 1), WINDOW).split(1, 1)
+        edges = edges / unit.square()
         variance = self._variance(edges, own["noise"], steep, clean)
         n_moved = n_moved / (1 + RESAMPLING * n_moved * edges / variance.clamp_min(TINY))
-        shifted = compared if jump is None else compared + self._brightness(half(jump))
-        static, moved = (
-            box_mean((there - shifted).square().mean(1, keepdim=True), WINDOW) * count / (count + 1)
-            for there, count in ((compared_past, n), (compared_moved, n_moved))
-        )
-        goes = (MOVED * moved < static) | (n == 0)
+        static, moved = static * (n / (n + 1)), moved * (n_moved / (n_moved + 1))
+        leads = static - MOVED * moved
         known = None if valid is None else half(valid.to(y)) == 1
-        if known is not None:
-            goes = goes | ~known
-        goes = goes & (n_moved > 0)
-        count = torch.where(goes, n_moved, n)
-        moves = flow_to(motion * goes, size)
-        reference = sample(past, moves)
+        if known is not None or torch.compiler.is_compiling() or not bool(n.amin() > 0):
+            leads = torch.where((n > 0) if known is None else (n > 0) & known, leads, 1)
+        goes = positive(torch.minimum(leads, n_moved))
+        count = torch.lerp(n, n_moved, goes)
+        moves = motion * goes
+        reference = self._fetch(past, moves)
 
         # How well it explains the present, and what it weighs for that.
         difference = reference - y if jump is None else reference - y - jump
         residual = _classes(y + difference) - _classes(y) if self.signal == "logits" else difference
         expected = count / (count + 1)
-        squared = half(residual.square().mean(1, keepdim=True)) * (expected / unit.square())
-        signed = half(residual.mean(1, keepdim=True)) * (expected.sqrt() / unit)
+        squared = half(mean_channel(residual.square())) * (expected / unit.square())
+        signed = half(mean_channel(residual)) * (expected.sqrt() / unit)
         mean = box_mean(squared, WINDOW)
         at_first: Tensor | float = math.inf
         if torch.compiler.is_compiling() or not bool((own["noise"] > 0).all()):
@@ -301,8 +308,9 @@ class Aligned(Stabilizer):
         noise = noise_variance(squared, own["noise"], FLOOR**2, at_first)
         doubt = (EDGE / steep).clamp_max(1)  # a network that was given much noise errs in patches
         agrees = consistency(squared, mean, signed, self._variance(edges, noise, steep, clean), doubt=doubt)
-        shown = luma(torch.where(goes, x_moved, x_past) - x)
-        if guided is not None and (torch.compiler.is_compiling() or bool((clean > 0).any())):
+        watched = guided is not None and (torch.compiler.is_compiling() or bool((clean > 0).any()))
+        shown = torch.lerp(x_past, x_moved, goes) - x if watched or self.learned else n
+        if watched:
             agrees = agrees * torch.where(clean > 0, explained(signed, shown), 1)
         odds = count * agrees
         if self.learned:
@@ -310,30 +318,29 @@ class Aligned(Stabilizer):
             features = [squared / variance, mean / variance, edges / variance, static / moved.clamp_min(TINY)]
             features = [*features, noise.expand_as(n), box_mean(shown.square(), WINDOW), steep.expand_as(n)]
             features = [(each + 1e-4).log().clamp(-8, 8) / 4 for each in features]
-            signs = [(signed / variance.sqrt()).clamp(-3, 3), goes.to(y), odds / LONGEST]
+            signs = [(signed / variance.sqrt()).clamp(-3, 3), goes, odds / LONGEST]
             seen_by_head = torch.cat([*features, *signs], 1).to(next(self.head.parameters()))
             correction, share = self.head(seen_by_head).to(y).split(1, 1)
             odds = odds * correction.clamp(-4, 4).exp()
         if known is not None:
             odds = torch.where(known, odds, count)
         weight = odds * strength / (odds * strength + 1)
-        blended = torch.addcmul(y if hold is None else y + hold, resize(weight, size), difference)
+        blended = torch.addcmul(y if hold is None else y + hold, self._enlarge(weight, size), difference)
         if self._keeps_input and guide is not None and guide.frame.shape == y.shape:
-            kept = sample(own["input"], moves)
+            kept = self._fetch(own["input"], moves)
             frame = guide.frame if valid is None else torch.where(valid, guide.frame, kept)
-            average = torch.lerp(frame, kept, resize(odds / (odds + 1), size))
+            average = torch.lerp(frame, kept, self._enlarge(odds / (odds + 1), size))
             following["input"] = average
-            blended = torch.lerp(blended, average, resize(share * strength.clamp_max(1), size))
+            blended = torch.lerp(blended, average, self._enlarge(share * strength.clamp_max(1), size))
         elif self._keeps_input:
             following["input"] = own["input"]
-        seen = count > 0
-        everywhere = not torch.compiler.is_compiling() and bool(seen.all())
-        seen = seen[..., :1, :1] if everywhere else _double(seen, size)
-        have = (n > 0).any(3, True).any(2, True)
+        everywhere = not torch.compiler.is_compiling() and bool(count.amin() > 0)
+        seen = count[..., :1, :1] > 0 if everywhere else _double(count > 0, size)
+        have = n.amax((2, 3), keepdim=True) > 0
         following |= {
             "evidence": _counted(odds, strength, known),
             "noise": noise * have,
-            "moved": goes.to(y),
+            "moved": goes,
         }
         return blended if valid is None else torch.where(valid, blended, reference), seen, following
 
@@ -363,6 +370,17 @@ class Aligned(Stabilizer):
         pair = (torch.where(clean > 0, a, b) for a, b in ((guide.luma, bright), (guide.past, bright_past)))
         return flow(*pair, method=self.flow, preset=self.preset), clean, steep
 
+    def _fetch(self, image: Tensor, motion: Tensor) -> Tensor:
+        return fetch(image, motion, method=self.flow)
+
+    def _enlarge(self, maps: Tensor, size: tuple[int, int]) -> Tensor:
+        return enlarge(maps, size, method=self.flow)
+
+    def _field(self, planes: Tensor, plane: Tensor) -> Tensor:
+        """A tone at full size: constant + slope x luma, from coarse maps (B, 2 C, h, w)."""
+        constant, slope = self._enlarge(planes, (plane.shape[-2], plane.shape[-1])).chunk(2, 1)
+        return torch.addcmul(constant, slope, plane)
+
     def _brightness(self, y: Tensor) -> Tensor:
         return luma(y) if self.signal == "image" else y.mean(1, keepdim=True)
 
@@ -372,9 +390,11 @@ class Aligned(Stabilizer):
         if self.signal == "logits":
             return zero, one
         if self.signal == "image":
-            both = torch.stack([bright, bright_past], 1).flatten(2)
-            if not torch.compiler.is_compiling() and bool((both.amin() > -0.5) & (both.amax() < 1.5)):
+            if not torch.compiler.is_compiling() and all(
+                bool(each.amin() > -0.5) and bool(each.amax() < 1.5) for each in (bright, bright_past)
+            ):
                 return zero, one
+            both = torch.stack([bright, bright_past], 1).flatten(2)
             both = both[..., :: max(1, both.shape[-1] // 512)].flatten(1).sort(1).values  # outliers are no other range
             low, high = (both[:, round(at * (both.shape[1] - 1))].view(-1, 1, 1, 1) for at in (0.01, 0.99))
             usual = (low > -0.5) & (high < 1.5) | (high <= low)
@@ -386,15 +406,10 @@ class Aligned(Stabilizer):
         """What the two hypotheses are compared in, at half size: luma of an image, classes, all channels of a map."""
         return bright if self.signal == "image" else _classes(y) if self.signal == "logits" else y
 
-    def _edges(self, y: Tensor, compared: Tensor, unit: Tensor) -> Tensor:
-        """Squared gradient, averaged over a window, (B, 1, h, w)."""
-        energy = half(gradient(luma(y))) if self.signal == "image" else gradient(compared).mean(1, keepdim=True)
-        return box_mean(energy, WINDOW) / unit.square()
-
     def _variance(self, edges: Tensor, noise: Tensor, steep: Tensor, clean: Tensor) -> Tensor:
         """What one may expect of a residual; where the guide is clean an edge is no excuse for more than 4 times."""
-        excess = steep * edges
-        return noise + torch.where((clean > 0) & (noise > 0), torch.minimum(excess, 4 * noise), excess)
+        most = (4 * noise).masked_fill((clean <= 0) | (noise <= 0), math.inf)
+        return noise + torch.minimum(steep * edges, most)
 
 
 def _counted(odds: Tensor, strength: Tensor, known: Tensor | None) -> Tensor:
@@ -416,12 +431,6 @@ def _classes(logits: Tensor) -> Tensor:
     if logits.shape[1] == 1:
         logits = torch.cat([logits, torch.zeros_like(logits)], 1)
     return 2 * logits.softmax(1).sqrt()
-
-
-def _field(planes: Tensor, plane: Tensor) -> Tensor:
-    """A tone at full size: constant + slope x luma, from coarse maps (B, 2 C, h, w)."""
-    constant, slope = resize(planes, (plane.shape[-2], plane.shape[-1])).chunk(2, 1)
-    return torch.addcmul(constant, slope, plane)
 
 
 def _double(small: Tensor, size: tuple[int, int]) -> Tensor:
