@@ -238,7 +238,7 @@ def test_what_is_refused():
     invariance = TransformInvariance()
     assert "takes images (B, C, H, W) of floats, got torch.uint8" in told(invariance, NET, X.byte())
     assert "values that are not finite" in told(invariance, NET, X / 0)
-    assert "too small for a warp of scale 1: it needs 8 pixels or more" in told(invariance, NET, X[..., :7])
+    assert "too small for a warp of scale 1; take 8 pixels or more" in told(invariance, NET, X[..., :7])
     assert "makes 20x28 of 24x32 pixels" in told(invariance, lambda x: x[..., 2:-2, 2:-2], X)
     assert "that makes images (B, C, H, W) of images; this made (2, 3)" in told(invariance, lambda x: x.mean((2, 3)), X)
     assert "this made tuple" in told(invariance, lambda x: (x,), X)

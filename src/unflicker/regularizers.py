@@ -110,7 +110,7 @@ class RandomWarp(Perturbation):
         if min(height, width) < least:
             told = f"{self.scale:g}" + (f" in {self.steps} steps" if self.steps > 1 else "")
             raise InputError(
-                f"Images of {height}x{width} are too small for a warp of scale {told}: it needs {least:g} pixels or more."
+                f"Images of {height}x{width} are too small for a warp of scale {told}; take {least:g} pixels or more."
             )
         total: Tensor | None = None
         for _ in range(self.steps):
