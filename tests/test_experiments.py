@@ -20,10 +20,13 @@ from safetensors.torch import load_file
 from unflicker.bases import load_base
 from unflicker.checks import InputError
 from unflicker.cli import main
-from unflicker.evaluation import Evaluation
-from unflicker.experiments import build_model, evaluate_recipe, open_sets, train, validation_loss
+from unflicker.corruptions import parse
+from unflicker.evaluation import Evaluation, _seed
+from unflicker.experiments import build_model, evaluate_recipe, open_model, train, validation_loss, with_adapter
 from unflicker.losses import unified_loss
+from unflicker.metrics.quality import psnr
 from unflicker.recipes import load_recipe
+from unflicker.sets import open_sets
 from unflicker.tasks import add_adapter
 from unflicker.video import Frame, VideoInfo, open_writer
 
@@ -102,7 +105,7 @@ def test_what_cannot_be_found_is_told(mine, place, tmp_path):
     with pytest.raises(InputError, match=r"data.options do not suit the layout 'stills'"):
         open_sets(mine("data.layout=stills", "data.options={frmes: 3}"))
     with pytest.raises(InputError, match="No recording is left to train on"):
-        train(mine("data.test.only=[v1]"), tmp_path / "run")
+        train(mine("data.test.only=[v*]"), tmp_path / "run")
     with pytest.raises(InputError, match="No recording is left for a test"):
         evaluate_recipe(mine("data.train.only=[v1]"), {})
     with pytest.raises(InputError, match="trains the base alone, yet has an adapter"):
@@ -217,6 +220,98 @@ def test_the_network_trains_along_or_alone(mine, tmp_path):
     # Its own outputs on clean frames were the target, and those of the network as it was.
     with (tmp_path / "both" / "log.csv").open() as file:
         assert float(next(csv.DictReader(file))["accuracy"]) < 0.1
+
+
+def test_what_is_named_is_held_out_and_the_rest_trains(mine):
+    sets = open_sets(mine("data.test.only=[v5]"))
+    assert sets.names() == {"train": ["v0", "v2", "v3", "v4"], "validation": ["v1"], "test": ["v5"]}
+    sets = open_sets(mine("data.validation.only=[v0]", "data.test.only=[v5]"))
+    assert sets.names() == {"train": ["v1", "v2", "v3", "v4"], "validation": ["v0"], "test": ["v5"]}
+    with pytest.raises(InputError, match=r"'v1' is in data.train and in data.validation"):
+        open_sets(mine("data.train.only=[v1]", "data.validation.only=[v1]"))
+    with pytest.raises(InputError, match='The layout "folder" has no split'):
+        open_sets(mine("data.train.split=train"))
+
+
+def test_a_folder_that_grew_is_noticed(mine, place, tmp_path):
+    for path in (place / "clips").iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    train(mine(f"data.root={tmp_path}"), tmp_path / "run")
+    (tmp_path / "a_new.mp4").symlink_to(place / "clips" / "v0.mp4")
+    with pytest.raises(
+        InputError, match=r"recordings have changed since .* began \(a_new is new in train; v"
+    ):
+        train(mine(f"data.root={tmp_path}", "training.workers=1"), tmp_path / "run")
+    with pytest.warns(UserWarning, match="was trained on recordings of this test, or chosen by them: v1"):
+        evaluate_recipe(mine(f"data.root={tmp_path}"), {"run": str(tmp_path / "run")})
+
+
+def test_a_damaged_validation_video_is_named_and_left_out(mine, place, tmp_path):
+    for path in (place / "clips").iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    content = bytearray((tmp_path / "v1.mp4").read_bytes())
+    begin = content.index(b"mdat") + 400
+    content[begin : begin + 3000] = bytes(3000)
+    (tmp_path / "v1.mp4").write_bytes(content)
+    trained = train(mine(f"data.root={tmp_path}", "data.validation.only=[v1, v2]"), tmp_path / "run")
+    assert [each for each in trained.skipped if "v1.mp4" in each] and trained.validation is not None
+
+
+def test_the_base_s_own_output_is_what_an_evaluation_holds_it_to(mine):
+    found = evaluate_recipe(mine(), {})
+    recording = open_sets(mine()).test[0]
+    network = load_base(mine().base.network)
+    clean = recording.frames.read(range(8)).float() / 255
+    noisy = torch.cat(
+        [parse("gaussian_noise:1", seed=_seed(0, 0, 0))(frame[None], start=t) for t, frame in enumerate(clean)]
+    )
+    with torch.no_grad():
+        expected = psnr(network(noisy).clamp(0, 1), network(clean).clamp(0, 1))
+    assert found.overall["base"]["psnr"] == pytest.approx(expected.item(), abs=1e-4)
+    assert evaluate_recipe(mine("data.corruptions=[]"), {}).overall["base"]["psnr"] == 100
+
+
+def test_a_joined_recipe_goes_through_every_command(place, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "extra.yaml").write_text("training: {steps: 2}\n")
+    joined = [f"{place / 'mine.yaml'}+extra.yaml", "--data", place / "clips"]
+    command("train", *joined)
+    command("evaluate", *joined, "--adapter", "runs/mine+extra")
+    command("sweep", *joined, "--over", "loss.stability=0.1,0.3")
+    network = load_recipe(place / "mine.yaml").base.network
+    command("run", place / "clips/v0.mp4", "out.mp4", "--model", network, "--adapter", "runs/mine+extra")
+    assert "mine+extra" in Evaluation.read("runs/mine+extra/evaluation/evaluation.json").overall
+    command("sweep", *joined, "--over", "data.corruptions=[snow:1],[fog]", expect=2)
+    assert "would measure each run on something else" in capsys.readouterr().err
+    command("recipes")
+    assert "denoise-0.1-small" in capsys.readouterr().out
+
+
+def test_run_takes_the_network_that_was_trained_along(mine, place, tmp_path):
+    train(mine("training.trains=both", "training.learning_rate=0.01"), tmp_path / "both")
+    recipe = mine()
+    whole = open_model(recipe.base.network, None, str(tmp_path / "both"))
+    inner = open_model(recipe.base.network, None, str(tmp_path / "both" / "adapter"))
+    trained = load_file(tmp_path / "both" / "base.safetensors")
+    for model in (whole, inner, with_adapter(recipe, load_base(recipe.base.network), str(tmp_path / "both"))):
+        assert all(torch.equal(value, trained[name]) for name, value in model.base.state_dict().items())
+
+
+def test_a_first_start_that_failed_blocks_nothing(mine, tmp_path):
+    with pytest.raises(InputError, match="needs the package tensorboard"):
+        train(mine("training.tensorboard=true"), tmp_path / "run")
+    train(mine("training.steps=2"), tmp_path / "run")  # another recipe, and nothing to go on with
+    (tmp_path / "run" / "recipe.yaml").write_text("")
+    with pytest.raises(InputError, match=r"holds a run, but .* cannot be read"):
+        train(mine("training.steps=2"), tmp_path / "run")
+
+
+def test_a_network_that_cannot_take_the_frames_is_told_of_before_training(mine, tmp_path):
+    (tmp_path / "grey_net.py").write_text("from torch import nn\ndef make():\n    return nn.Conv2d(1, 1, 3)\n")
+    with pytest.raises(
+        InputError, match=r"The network, a Conv2d, cannot take a frame \(1, 3, 16, 16\): Given groups=1"
+    ):
+        train(mine(f"base.network={tmp_path / 'grey_net.py'}:make", "adapter.plan={'': {kind: ema}}"), tmp_path / "run")
 
 
 def test_a_divergence_keeps_what_was_best(mine, place, tmp_path, capsys):

@@ -258,6 +258,12 @@ def test_what_fit_says_when_it_cannot(tmp_path):
         fit(build(), batches, steps=1, truncate=0)
     with pytest.raises(InputError, match=r"from 0 \(off\) to below 1, got 1"):
         fit(build(), batches, steps=1, average=1)
+    with pytest.raises(InputError, match=r"There is no folder .*nowhere for the checkpoint"):
+        fit(build(), batches, steps=1, checkpoint=tmp_path / "nowhere" / "c")
+    with pytest.raises(InputError, match=r"or the steps at which the rate falls, .* got 'linear'"):
+        fit(build(), batches, steps=1, schedule="linear")
+    with pytest.raises(InputError, match="precision is one of float32, bf16, fp16, got 'half'"):
+        fit(build(), batches, steps=1, precision="half")
     file = tmp_path / "c"
     fit(build(LearnedEMA()), batches, steps=1, checkpoint=file)
     with pytest.raises(InputError, match="is of another model"):
@@ -265,6 +271,29 @@ def test_what_fit_says_when_it_cannot(tmp_path):
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(InputError, match=r"cannot be read .*take it away to begin anew"):
         fit(build(), batches, steps=1, checkpoint=file)
+
+
+def test_frames_without_a_truth_weigh_nothing_however_a_clip_is_split():
+    def unknown(start):
+        for clip, target in batches(start):
+            yield clip, target.clone().index_fill_(1, torch.tensor([1, 2, 5]), float("nan"))
+
+    whole, pieces = (fit(build(LearnedEMA()), unknown, steps=1, truncate=n)[0]["total"] for n in (None, 2))
+    assert pieces == pytest.approx(whole, rel=1e-5)
+
+
+def test_what_batch_norm_would_notice_is_refused():
+    model = StabilizedModel(nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)), {}, (), (3, 12, 16))
+    model.unfreeze()
+    for option in ({"truncate": 2}, {"recompute": True}):
+        with pytest.raises(InputError, match="a network with batch norm that is trained would notice"):
+            fit(model, batches, steps=1, **option)
+
+
+def test_the_model_is_itself_again_after_mixed_precision():
+    model = build()
+    fit(model, batches, steps=1, precision="bf16")
+    assert "forward" not in vars(model)
 
 
 def test_a_divergence_leaves_the_weights_of_the_step_before():

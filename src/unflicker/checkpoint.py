@@ -87,7 +87,10 @@ def save_adapter(model: StabilizedModel, folder: str | Path, *, notes: str = "")
     try:
         part.mkdir(parents=True)
         weights = {name: value.detach().cpu().contiguous() for name, value in adapter_state_dict(model).items()}
-        save_file(weights, str(part / WEIGHTS))
+        try:
+            save_file(weights, str(part / WEIGHTS))
+        except SafetensorError as error:
+            raise InputError(f"The adapter {folder} cannot be written ({error}): make room and try again.") from None
         (part / SETTINGS).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
         (part / CARD).write_text(_card(model, folder.name, notes), encoding="utf-8")
         (part / WEIGHTS).chmod((part / CARD).stat().st_mode)  # safetensors keeps its files to their owner

@@ -107,16 +107,14 @@ def run(
 ) -> None:
     """Take a video through a network, stabilized; sound and subtitles are kept."""
     tune_process()
-    from unflicker.bases import load_base
+    from unflicker.experiments import open_model
     from unflicker.run import run_video
-    from unflicker.tasks import add_adapter, load_task
+    from unflicker.tasks import load_task
 
-    if network is None and weights is None:
-        model = load_task(task, adapter)
-    elif network is None:
-        model = add_adapter(load_base(task, weights), adapter, task=task)
+    if network is not None or weights is not None or Path(adapter).is_dir():
+        model = open_model(network or task, weights, adapter)
     else:
-        model = add_adapter(load_base(network, weights), adapter)
+        model = load_task(task, adapter)
     with _progress(source.name) as on_frame:
         result = run_video(
             model,
@@ -219,8 +217,12 @@ def train(
 
     loaded = load_recipe(recipe, _changes(changes, data, network, weights))
     folder = Path("runs") / _file_name(recipe) if out is None else out
-    with _training_bar(loaded.training.steps) as on_step:
-        trained = train_recipe(loaded, folder, on_step=on_step)
+    try:
+        with _training_bar(loaded.training.steps) as on_step:
+            trained = train_recipe(loaded, folder, on_step=on_step)
+    except KeyboardInterrupt:
+        _say(f"stopped; the same command goes on from the last checkpoint in {folder}.")
+        sys.exit(INTERRUPTED)
     if shard()[0] != 0:  # of many processes the first one speaks
         return
     for complaint in trained.skipped:
@@ -299,7 +301,10 @@ def sweep(
     key, equals, values = over.partition("=")
     if not equals or not values:
         raise InputError(f"--over {over}: write KEY=V,V,..., as loss.stability=0.1,0.2 or strength=0.5,1,2.")
-    chosen, settings = values.split(","), _changes(changes, data, network, weights)
+    chosen, settings = _values(values, over), _changes(changes, data, network, weights)
+    for video in (clip, truth):
+        if video is not None and not video.exists():
+            raise InputError(f"There is no file or folder {video}; check the name.")
     name = _file_name(recipe)
     folder = Path("runs") / f"{name}-sweep" if out is None else out
     if key != "strength":
@@ -335,6 +340,20 @@ def sweep(
         raise InputError("A sweep needs test videos (--data DIR), or a video of yours to find a strength for (--clip).")
     if clip is not None:
         _recommend(loaded, spec, clip, truth, strengths, limit)
+
+
+@app.command()
+def recipes() -> None:
+    """List the recipes that come with the package, and the parts to join to them with a plus."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from unflicker.recipes import list_recipes
+
+    table = Table("recipe", "what it is", box=None)
+    for name, about in sorted(list_recipes().items(), key=lambda each: each[1].startswith("Part:")):
+        table.add_row(name, about)
+    Console().print(table)
 
 
 @app.command()
@@ -463,10 +482,31 @@ def _labelled(adapters: Sequence[str]) -> dict[str, str]:
 
     >>> _labelled(["ema", "runs/snow/adapter", "a/x", "b/x"])
     {'ema': 'ema', 'snow': 'runs/snow/adapter', 'a/x': 'a/x', 'b/x': 'b/x'}
+    >>> list(_labelled(["runs/snow+runs/jpeg"]))
+    ['snow+jpeg']
     """
-    paths = [Path(each) for each in adapters]
-    names = [path.parent.name if path.name == "adapter" else path.name for path in paths]
+
+    def short(part: str) -> str:
+        return Path(part).parent.name if Path(part).name == "adapter" else Path(part).name
+
+    names = ["+".join(map(short, [each] if Path(each).exists() else each.split("+"))) for each in adapters]
     return {name if name and names.count(name) == 1 else each: each for name, each in zip(names, adapters, strict=True)}
+
+
+def _values(text: str, option: str) -> list[str]:
+    """The values of a sweep, each as YAML in one line: they are a list without its brackets.
+
+    >>> _values("0.1,[snow, rain],cosine", "x")
+    ['0.1', '[snow, rain]', 'cosine']
+    """
+    import yaml
+
+    try:
+        values = yaml.safe_load(f"[{text}]")
+    except yaml.YAMLError:
+        raise InputError(f"--over {option}: what comes after = is no list of YAML values, as 0.1,0.2.") from None
+    flow = {"default_flow_style": True, "width": 10_000}
+    return [yaml.safe_dump(value, **flow).removesuffix("\n...\n").strip() for value in values]
 
 
 def _number(text: str, option: str) -> float:
@@ -485,7 +525,7 @@ def _show_results(found: Evaluation, folder: Path, title: str) -> None:
     files = write_results(found, folder, title)
     Console().print(table(found))
     for each in found.skipped:
-        _say(f"warning: {each.name} was left out: {each.reason}")
+        _say(f"warning: {each.name} was left out: {each.reason.removeprefix(each.name).strip()}")
     _say(f"Look at {', '.join(str(file) for file in files)}.")
 
 

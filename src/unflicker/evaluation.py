@@ -287,6 +287,7 @@ def evaluate(
     frames: int | None = None,
     every: int = 1,
     seed: int = 0,
+    target: str | None = None,
     processes: int = 1,
     with_base: bool = True,
     on_frame: Callable[[int, int], None] | None = None,
@@ -312,6 +313,8 @@ def evaluate(
         frames: stop each video after that many.
         every: take one frame in so many.
         seed: of the corruptions.
+        target: "truth" or "clean"; or "base", what the network makes of the frame before corruption, which is what
+            networks that do not restore can be held to. Unless given, the truth where there is one.
         processes: videos at a time, each in a process of one thread, which needs the `if __name__ == "__main__"`
             of scripts. All but times is the same to the last digit as one process with one thread.
         with_base: measure the base alone as well; without it a network whose layers are stabilized runs only once.
@@ -339,6 +342,7 @@ def evaluate(
         every,
         seed,
         with_base,
+        target,
     )
     _check(job, recordings, processes)
     start = time.perf_counter()
@@ -377,6 +381,7 @@ class _Job:
     every: int
     seed: int
     with_base: bool
+    target: str | None
 
     def numbers(self, video: Video) -> range:
         """The frames that are read."""
@@ -427,6 +432,11 @@ def _check(job: _Job, recordings: Sequence[Recording], processes: int) -> None:
     for what, value in (("frames", job.frames), ("every", job.every), ("processes", processes)):
         if value is not None and value < 1:
             raise InputError(f"{what} must be 1 or more, got {value}.")
+    if job.target not in (None, "truth", "clean", "base"):
+        raise InputError(f"The target of an evaluation is truth, clean or base, got {job.target!r}.")
+    for recording in recordings if job.target == "truth" else ():
+        if "truth" not in recording.targets:
+            raise InputError(f"The recording {recording.name!r} has no truth; evaluate with the target clean or base.")
     if job.size is not None and (len(job.size) != 2 or min(job.size) < 1):
         raise InputError(f"size must be (height, width) in pixels, got {job.size}.")
 
@@ -452,6 +462,8 @@ def _evaluate_video(job: _Job, number: int, recording: Recording, tell: Callable
         try:
             for frame, clean in ahead:
                 x, target = frame.to(first), clean.to(first.device)
+                if job.target == "base":
+                    target = job.base(target).float().clamp(0, 1)
                 outputs: dict[str, Any] = {}
                 if job.with_base:
                     outputs[BASE] = once(x)
@@ -495,7 +507,7 @@ class _UnreadableError(Exception):
 
 def _frames(job: _Job, number: int, recording: Recording) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield what goes in and what should come out, (1, C, H, W) each."""
-    truth = recording.targets.get("truth")
+    truth = recording.targets.get("truth") if job.target in (None, "truth") else None
     spoil = [parse(text, seed=_seed(job.seed, i, number)) for i, text in enumerate(job.corruptions)]
     numbers = job.numbers(recording.frames)
     if not numbers:

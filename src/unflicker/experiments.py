@@ -8,6 +8,7 @@ import csv
 import json
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -16,42 +17,38 @@ from typing import Any
 
 import torch
 import yaml
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from unflicker.bases import load_base
 from unflicker.checkpoint import save_adapter
-from unflicker.checks import InputError, nearest
+from unflicker.checks import InputError
 from unflicker.controllers import Controller
 from unflicker.corruptions import Compose, parse
-from unflicker.data import LAYOUTS, ClipDataset, Recording, cached, load, open_folder, read_frames, select, stills
+from unflicker.data import ClipDataset, Recording, load, read_frames
 from unflicker.evaluation import Evaluation, Method, Skipped, evaluate
 from unflicker.losses import unified_loss
 from unflicker.model import StabilizedModel, stabilize
-from unflicker.recipes import Data, Recipe, Selection, load_recipe
+from unflicker.recipes import Recipe, load_recipe
+from unflicker.sets import FILE as SETS
+from unflicker.sets import Sets, known_sets, note_sets, open_sets
 from unflicker.stabilizers import from_description
 from unflicker.state import State
 from unflicker.tasks import TASKS, add_adapter
 from unflicker.tradeoff import figure, frontier, markdown_table
-from unflicker.training import Batch, fit, shard
+from unflicker.training import Batch, device, fit, known_frames, shard
 
 RECIPE, PROGRESS, LOG, RESULT, LOCK = "recipe.yaml", "progress.safetensors", "log.csv", "result.json", ".lock"
 ADAPTER, WEIGHTS = "adapter", "base.safetensors"
 COLUMNS = ("step", "accuracy", "stability", "total", "learning_rate", "validation")
-HELD_OUT = 5  # one recording in so many goes to validation, and one to the test
 CHUNK = 8  # frames that are validated at a time
 OnStep = Callable[[int, dict[str, float]], None]
-MAY_CHANGE = ("about", "evaluation")  # settings of a recipe that a run may be gone on with
-
-
-@dataclass(frozen=True)
-class Sets:
-    """Recordings to train on, to choose the best weights by, and to report on; and what could not be opened."""
-
-    train: list[Recording]
-    validation: list[Recording]
-    test: list[Recording]
-    skipped: list[str]
+# What may change when a run goes on: it changes no number; which recordings there are is looked at by itself.
+MAY_CHANGE = (
+    *("about", "evaluation", "data.root", "data.cache", "data.cache_gib"),
+    *("training.workers", "training.checkpoint_every", "training.tensorboard"),
+)
 
 
 @dataclass(frozen=True)
@@ -64,31 +61,6 @@ class Trained:
     """The lowest unified loss on the validation set; None without one."""
     skipped: list[str]
     """A sentence for each recording that could not be used."""
-
-
-def open_sets(recipe: Recipe) -> Sets:
-    """Find the recordings of a recipe.
-
-    Raises:
-        InputError: the recipe does not say where they are, or none is there.
-    """
-    data = recipe.data
-    chosen = (data.train, data.validation, data.test)
-    if data.root is None and not any(each and each.root for each in chosen):
-        raise InputError("The recipe does not say where the clips are: add data.root=FOLDER.")
-    if all(each is None for each in chosen):
-        found, skipped = _open(recipe, Selection())
-        validation, test = found[1::HELD_OUT], found[2::HELD_OUT]
-        held = {each.name for each in (*validation, *test)}
-        return Sets([each for each in found if each.name not in held], validation, test, skipped)
-
-    def of(selection: Selection | None) -> list[Recording]:
-        found, skipped = ([], []) if selection is None else _open(recipe, selection)
-        complaints.extend(each for each in skipped if each not in complaints)
-        return found
-
-    complaints: list[str] = []
-    return Sets(of(data.train), of(data.validation), of(data.test), complaints)
 
 
 def build_model(recipe: Recipe) -> StabilizedModel:
@@ -106,15 +78,17 @@ def build_model(recipe: Recipe) -> StabilizedModel:
         if adapter.start is not None:
             if adapter.plan:
                 raise InputError("The recipe has both adapter.plan and adapter.start; leave one out.")
-            task = recipe.base.network if recipe.base.network in TASKS else None
-            return add_adapter(network, adapter.start, task=task, example=example)
+            return with_adapter(recipe, network, adapter.start)
         if not adapter.plan:
+            with _told_of(network, example), torch.no_grad():
+                network(example)
             return add_adapter(network, "none", example=example)
         controllers = tuple(
             Controller(each.width, depth=each.depth, downscale=each.downscale, antialias=each.antialias)
             for each in adapter.controllers
         )
-        return stabilize(network, adapter.stabilizers(), controller=controllers or None, example=example)
+        with _told_of(network, example):
+            return stabilize(network, adapter.stabilizers(), controller=controllers or None, example=example)
 
 
 def train(
@@ -145,10 +119,17 @@ def train(
     model = build_model(recipe)
     if settings.trains == "base" and model.places:
         raise InputError("The recipe trains the base alone, yet has an adapter: leave it out, or train both.")
+    if settings.batch % shard()[1]:
+        raise InputError(
+            f"training.batch must be a multiple of the number of processes, {shard()[1]}, got {settings.batch}."
+        )
     dataset = _dataset(recipe, sets.train)
     teacher = _teacher(recipe, model)
     if settings.trains != "adapter":
         model.unfreeze()
+    for recording in sets.validation[:1]:
+        _try(model, read_frames(recording, [0], target="clean", size=recipe.data.size)[0])
+    damaged: dict[str, str] = {}
 
     def batches(start: int) -> Iterator[Batch]:
         counts = {"batch": settings.batch, "steps": settings.steps, "start": start, "workers": settings.workers}
@@ -156,11 +137,21 @@ def train(
             yield batch["input"], _target(batch["target"], teacher)
 
     def validate(judged: StabilizedModel) -> float:
-        losses = [validation_loss(judged, each, recipe, teacher, n) for n, each in enumerate(sets.validation)]
+        losses = []
+        for n, each in enumerate(sets.validation):
+            if each.name not in damaged:
+                try:
+                    losses.append(validation_loss(judged, each, recipe, teacher, n))
+                except InputError as error:
+                    damaged[each.name] = str(error)
+        if not losses:
+            raise InputError(f"No validation recording can be read: {next(iter(damaged.values()))}")
         return sum(losses) / len(losses)
 
     with claimed(folder):
         _note_recipe(recipe, folder)
+        if shard()[0] == 0:
+            note_sets(sets, folder)
         log = _Log(folder, settings.tensorboard)
         started = time.monotonic()
 
@@ -195,7 +186,8 @@ def train(
         finally:
             log.close()
         _save(model, recipe, folder, log, started)
-    return Trained(folder, settings.steps, log.best(), [*sets.skipped, *dataset.skipped])
+    complaints = [*sets.skipped, *dataset.skipped, *dataset.damaged.values(), *damaged.values()]
+    return Trained(folder, settings.steps, log.best(), list(dict.fromkeys(complaints)))
 
 
 def validation_loss(
@@ -211,7 +203,7 @@ def validation_loss(
     length = min(len(range(0, recording.frames.num_frames, every)), data.frames or recording.frames.num_frames)
     state: State | None = None
     previous: Batch | None = None
-    total = 0.0
+    total, known = 0.0, 0
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     with torch.no_grad():
         for start in range(0, length, CHUNK):
@@ -220,11 +212,12 @@ def validation_loss(
             preds, state = model(corrupt(clean, start=start)[None].to(device), state)
             target = _target(truth[None].to(device), teacher).to(device)
             terms = unified_loss(
-                preds, target, stability=loss.stability, distance=loss.distance, previous=previous, frames=length
+                preds, target, stability=loss.stability, distance=loss.distance, previous=previous, frames=1
             )
             previous = (preds[:, -1], target[:, -1])
             total += terms["total"].item()
-    return total
+            known += known_frames(target)
+    return total / max(known, 1)
 
 
 def evaluate_recipe(
@@ -261,6 +254,7 @@ def evaluate_recipe(
         methods |= {name: Method(from_description(each)) for name, each in recipe.evaluation.baselines.items()}
     for name, spec in adapters.items():
         model = with_adapter(recipe, base, spec)
+        _warn_of_seen(spec, sets)
         for strength in strengths:
             methods[name if len(strengths) == 1 else f"{name} {strength:g}"] = Method(model, strength)
     data, settings = recipe.data, recipe.evaluation
@@ -273,11 +267,12 @@ def evaluate_recipe(
         size=data.size,
         frames=settings.frames,
         every=_first(data.every),
-        seed=recipe.training.seed,
+        seed=settings.seed,
+        target=data.target,
         processes=processes,
         on_frame=on_frame,
     )
-    found.skipped += [Skipped(each, "it could not be opened") for each in sets.skipped]
+    found.skipped += [Skipped(each.split()[0], each) for each in sets.skipped]
     return found
 
 
@@ -312,6 +307,8 @@ def sweep_recipe(
         InputError: as `train` and `evaluate_recipe`.
     """
     folder = Path(folder)
+    if key.split(".")[0] not in ("adapter", "loss", "training") and key not in ("data.length", "data.crop"):
+        raise InputError(f"A sweep over {key} would measure each run on something else; sweep over loss or training.")
     recipes = {value: load_recipe(name, [*changes, f"{key}={value}"]) for value in values}  # mistakes come first
     for value, recipe in recipes.items():
         run = f"{key}={value}"
@@ -337,13 +334,39 @@ def write_results(evaluation: Evaluation, folder: str | Path, title: str) -> lis
 
 
 def with_adapter(recipe: Recipe, base: nn.Module, spec: str) -> StabilizedModel:
-    """The model of an adapter; one that `train` made together with its network comes with that."""
-    folder = Path(spec)
-    task = recipe.base.network if recipe.base.network in TASKS and recipe.base.weights is None else None
-    if (folder / WEIGHTS).exists():
-        base = load_base(recipe.base.network, folder / WEIGHTS)
-        spec = spec if (folder / ADAPTER).exists() else "none"
-    return add_adapter(base, spec, task=task)
+    """Put an adapter into a recipe's network; one that `train` made together with the network comes with that.
+
+    Args:
+        recipe: says which network it is.
+        base: that network.
+        spec: a name or folder, as `unflicker.tasks.add_adapter` takes it, or a folder that `train` made.
+
+    Raises:
+        InputError: there is no such adapter, or it does not fit.
+    """
+    return open_model(recipe.base.network, recipe.base.weights, spec, base=base)
+
+
+def open_model(
+    network: str, weights: str | Path | None, adapter: str, *, base: nn.Module | None = None
+) -> StabilizedModel:
+    """Open a network with an adapter, each by name, and the weights that were trained along with the adapter.
+
+    Args:
+        network, weights: as `unflicker.bases.load_base` takes them.
+        adapter: as for `with_adapter`.
+        base: the network, if it is there already.
+
+    Raises:
+        InputError: one of them cannot be found, or they do not fit.
+    """
+    run = next((each for each in (Path(adapter), Path(adapter).parent) if (each / WEIGHTS).exists()), None)
+    if run is not None and (run / RECIPE).exists():
+        if not (run / ADAPTER).exists():
+            adapter = "none"
+        return add_adapter(load_base(network, run / WEIGHTS), adapter)
+    task = network if network in TASKS and weights is None else None
+    return add_adapter(load_base(network, weights) if base is None else base, adapter, task=task)
 
 
 @contextlib.contextmanager
@@ -355,7 +378,7 @@ def claimed(folder: Path) -> Iterator[None]:
             try:
                 import fcntl
 
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock, not the workers' as well
             except ImportError:  # not on Windows
                 pass
             except OSError:
@@ -371,59 +394,67 @@ def _first(every: int | tuple[int, ...]) -> int:
 def _note_recipe(recipe: Recipe, folder: Path) -> None:
     """Write the recipe beside the result; a folder that holds a run goes on with the same recipe only."""
     file = folder / RECIPE
-    if not file.exists():
+    if not (folder / PROGRESS).exists():  # nothing to go on with
         if shard()[0] == 0:
-            file.write_text(recipe.text(), encoding="utf-8")
+            _write(file, recipe.text())
+            (folder / SETS).unlink(missing_ok=True)
         return
-    old, new = yaml.safe_load(file.read_text(encoding="utf-8")), yaml.safe_load(recipe.text())
-    for name in MAY_CHANGE:
-        old.pop(name, None), new.pop(name, None)
-    changed = list(_differences(old, new))
+    try:
+        old = yaml.safe_load(file.read_text(encoding="utf-8"))
+        assert isinstance(old, dict)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, AssertionError):
+        raise InputError(f"{folder} holds a run, but {file} cannot be read: choose another folder.") from None
+    new = yaml.safe_load(recipe.text())
+    changed = [each for key, each in _differences(old, new) if not key.startswith(MAY_CHANGE)]
     if changed:
         raise InputError(f"{folder} holds a run of another recipe ({'; '.join(changed[:3])}): choose another folder.")
 
 
-def _differences(old: Any, new: Any, key: str = "") -> Iterator[str]:
+def _write(file: Path, text: str) -> None:
+    """Write a file that is either whole or not there."""
+    part = file.with_name(f"{file.name}.part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(file)
+
+
+def _warn_of_seen(spec: str, sets: Sets) -> None:
+    """A test on what an adapter was trained on, or chosen by, says little."""
+    for folder in (Path(spec), Path(spec).parent):
+        known = known_sets(folder)
+        seen = {*known.get("train", ()), *known.get("validation", ())}
+        again = [each.name for each in sets.test if each.name in seen]
+        if again:
+            told = f"{folder} was trained on recordings of this test, or chosen by them: {', '.join(again)}."
+            warnings.warn(told, stacklevel=3)
+
+
+def _try(model: StabilizedModel, frame: Tensor) -> None:
+    """Take one whole frame through a network before hours are spent on crops."""
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    with torch.no_grad(), _told_of(model.base, frame), model.disabled():
+        model(frame.to(device))
+
+
+@contextlib.contextmanager
+def _told_of(network: nn.Module, frame: Tensor) -> Iterator[None]:
+    """Make a sentence of what a network of somebody's says when it cannot take a frame."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        told = " ".join(str(error).split())
+        raise InputError(
+            f"The network, a {type(network).__name__}, cannot take a frame {tuple(frame.shape)}: {told}"
+        ) from error
+
+
+def _differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, str]]:
     if isinstance(old, dict) and isinstance(new, dict):
         for name in dict.fromkeys((*old, *new)):
             yield from _differences(old.get(name), new.get(name), f"{key}.{name}" if key else str(name))
     elif old != new:
-        yield f"{key} was {old}, is {new}"
-
-
-def _open(recipe: Recipe, selection: Selection) -> tuple[list[Recording], list[str]]:
-    data = recipe.data
-    root = selection.root or data.root
-    if root is None:
-        raise InputError("The recipe does not say where the clips are: add data.root=FOLDER.")
-    skipped: list[str] = []
-    if data.layout == "folder":
-        found, skipped = open_folder(root, only=selection.only, without=selection.without, targets=data.targets)
-    else:
-        recordings = {each.name: each for each in _published(data, root, selection.split)}
-        found = [recordings[name] for name in select(recordings, selection.only, selection.without, str(root))]
-    if data.cache is not None:
-        found = cached(found, data.cache, limit_gib=data.cache_gib)
-    return found, skipped
-
-
-def _published(data: Data, root: Path, split: str | None) -> list[Recording]:
-    """The recordings of a layout that somebody else laid out."""
-    options: dict[str, Any] = dict(data.options)
-    if data.layout == "stills":
-        reader: Callable[..., list[Recording]] = stills
-    else:
-        if data.layout not in LAYOUTS:
-            hint = nearest(data.layout, ("folder", "stills", *LAYOUTS))
-            raise InputError(f"There is no layout {data.layout!r}; {hint}")
-        reader = LAYOUTS[data.layout]
-        options["targets"] = () if data.target in ("clean", "base") else (data.target,)
-        if split is not None:
-            options["split"] = split
-    try:
-        return reader(root, **options)
-    except TypeError as error:
-        raise InputError(f"data.options do not suit the layout {data.layout!r}: {error}.") from None
+        yield key, f"{key} was {old}, is {new}"
 
 
 def _dataset(recipe: Recipe, recordings: Sequence[Recording]) -> ClipDataset:
@@ -446,7 +477,7 @@ def _teacher(recipe: Recipe, model: StabilizedModel) -> nn.Module | None:
     """The network that makes the targets, if that is the base: as it is now, should it be trained itself."""
     if recipe.data.target != "base":
         return None
-    return model.base if recipe.training.trains == "adapter" else copy.deepcopy(model.base)
+    return model.base if recipe.training.trains == "adapter" else copy.deepcopy(model.base).to(device())
 
 
 def _target(clean: Tensor, teacher: nn.Module | None) -> Tensor:
@@ -468,10 +499,13 @@ def _save(model: StabilizedModel, recipe: Recipe, folder: Path, log: _Log, start
         save_adapter(model, folder / ADAPTER, notes=f"{recipe.about}\n{told}\n".lstrip())
     if recipe.training.trains != "adapter":
         weights = {name: value.detach().cpu().contiguous() for name, value in model.base.state_dict().items()}
-        save_file(weights, folder / f"{WEIGHTS}.part")
+        try:
+            save_file(weights, folder / f"{WEIGHTS}.part")
+        except SafetensorError as error:
+            raise InputError(f"{folder / WEIGHTS} cannot be written ({error}): make room and run again.") from None
         (folder / f"{WEIGHTS}.part").replace(folder / WEIGHTS)
     result = {"steps": log.step, "validation": log.best(), "seconds": round(time.monotonic() - started, 1)}
-    (folder / RESULT).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    _write(folder / RESULT, json.dumps(result, indent=1) + "\n")
 
 
 class _Log:

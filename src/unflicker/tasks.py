@@ -129,11 +129,10 @@ def add_adapter(
     chosen = adapter
     if adapter == "default":
         chosen = found.default if found is not None else "aligned"
-    parts = [_inside(part) for part in str(chosen).split("+")]
-    if len(parts) == 1:
-        chosen = parts[0]
-    elif all((Path(part) / "adapter.json").exists() for part in parts):
+    parts = [_inside(part) for part in _parts(str(chosen))]
+    if len(parts) > 1:
         return compose_adapters(network, parts)
+    chosen = parts[0]
     if chosen not in known and not (Path(chosen) / "adapter.json").exists():
         if Path(chosen).exists():
             raise InputError(f"{chosen} is no adapter: it has no adapter.json.")
@@ -153,3 +152,8 @@ def _inside(chosen: str) -> str:
     """The adapter in the folder of a training run, if that is what was given."""
     adapter = Path(chosen) / "adapter"
     return str(adapter) if (adapter / "adapter.json").exists() else chosen
+
+
+def _parts(chosen: str) -> list[str]:
+    """The adapters that are joined by a plus; a folder that has one in its name is one adapter."""
+    return [chosen] if Path(chosen).exists() else chosen.split("+")

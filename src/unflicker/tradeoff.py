@@ -109,6 +109,7 @@ def table(evaluation: Evaluation) -> Table:
     TDE is the temporal-difference error; `markdown_table` has all costs.
     """
     from rich import box
+    from rich.markup import escape
     from rich.table import Table
 
     result = Table(caption=_about(evaluation), box=box.SIMPLE_HEAD)
@@ -121,7 +122,7 @@ def table(evaluation: Evaluation) -> Table:
         cost = evaluation.costs.get(name)
         time = "" if cost is None or cost.milliseconds is None else f"{cost.milliseconds:.0f}"
         cells = [_cell(metric, name, row, base, evaluation, digits=0) for metric in evaluation.metrics]
-        result.add_row(name, *cells, time)
+        result.add_row(escape(name), *cells, time)
     return result
 
 

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -27,13 +27,14 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 Batch = tuple[Tensor, Tensor]
+Batches = Iterable[Batch] | Iterable[dict[str, Tensor]]
 Precision = Literal["float32", "bf16", "fp16"]
 FORMAT = "1"
 
 
 def fit(
     model: StabilizedModel,
-    batches: Iterable[Batch] | Callable[[int], Iterable[Batch]],
+    batches: Batches | Callable[[int], Batches],
     *,
     steps: int,
     learning_rate: float = 1e-4,
@@ -59,8 +60,8 @@ def fit(
     Args:
         model: a stabilized model; what trains in it is changed in place. It ends with the weights that `validate`
             found best, or the last.
-        batches: pairs (input, target) of clips (B, T, C, H, W), or a function that gives them from a step on, counted
-            from 0, which spares a resumed run to go through those it has seen.
+        batches: pairs (input, target) of clips (B, T, C, H, W), or dicts of both; or a function that gives them from a
+            step on, counted from 0, which spares a resumed run to go through those it has seen.
         steps: how many batches to take.
         learning_rate: its highest value.
         schedule: "cosine", down to a hundredth after a short rise; or the steps after which it falls to a tenth, as
@@ -103,12 +104,17 @@ def fit(
             raise InputError(f"{name} must be 1 or more, got {number}.")
     if not 0 <= average < 1:
         raise InputError(f"average is the weight of the past, from 0 (off) to below 1, got {average}.")
+    _check_choices(schedule, precision, checkpoint)
+    if truncate is not None or recompute:
+        _check_no_batch_norm(model)
     home, was_training = parameters[0].device, model.training
-    accelerator = _accelerator(precision)
+    accelerator = _accelerator(precision, unused=any(p.requires_grad for p in model.base.parameters()))
     run = _Run(model, torch.optim.Adam(parameters, lr=learning_rate), average)
     file = None if checkpoint is None else Path(checkpoint)
     if file is not None and file.exists():
         run.load(file)
+    run.scaler = accelerator.scaler
+    run.load_scaler()
     wrapped, optimizer = accelerator.prepare(model, run.optimizer)
     history: list[dict[str, float]] = []
     seen = run.step
@@ -116,7 +122,8 @@ def fit(
     model.train()
     try:
         with _own_random_numbers():
-            for clip, target in _from(batches, run.step, steps):
+            for batch in _from(batches, run.step, steps):
+                clip, target = (batch["input"], batch["target"]) if isinstance(batch, dict) else batch
                 torch.manual_seed(seed * 1_000_003 + run.step)
                 rate = learning_rate * _relative_rate(run.step, steps, schedule)
                 for group in optimizer.param_groups:
@@ -140,11 +147,33 @@ def fit(
                     run.save(file)
     finally:
         accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
+        model.__dict__.pop("forward", None)  # accelerate leaves its own there, and copies would share it
         model.load_state_dict(run.result(), strict=False)
         model.to(home).train(was_training)
     if run.step < steps:
         raise InputError(f"The batches ended after {len(history) + seen} of {steps} steps.")
     return history
+
+
+def device() -> torch.device:
+    """Return where `fit` computes: the GPU of this process if there is one.
+
+    >>> device().type in ("cpu", "cuda", "mps", "xpu")
+    True
+    """
+    from accelerate import PartialState
+
+    return PartialState(cpu=not torch.accelerator.is_available()).device
+
+
+def known_frames(target: Tensor) -> int:
+    """Count the frames of clips (B, T, ...) that have a truth anywhere: one that is not NaN, or no negative index.
+
+    >>> known_frames(torch.tensor([[[1.0, 2.0], [float("nan"), 1.0], [float("nan"), float("nan")]]]))
+    2
+    """
+    known = ~target.isnan() if target.is_floating_point() else target >= 0
+    return int(known.flatten(2).any(2).sum())
 
 
 def shard() -> tuple[int, int]:
@@ -170,6 +199,9 @@ class _Run:
     best_value: float = math.inf
     average: dict[str, Tensor] = field(default_factory=dict)
     best: dict[str, Tensor] = field(default_factory=dict)
+    scaler: Any = None
+    """Of fp16's gradients; it has a memory too."""
+    _scaler_state: str = ""
 
     def __post_init__(self) -> None:
         if self.decay:
@@ -217,7 +249,9 @@ class _Run:
         for number, moments in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{number}/{name}": torch.as_tensor(value) for name, value in moments.items()}
         facts = {"format": FORMAT, "step": str(self.step), "best": json.dumps(self.best_value)}
-        part = file.with_name(f"{file.name}.{os.getpid()}.part")
+        if self.scaler is not None:
+            facts["scaler"] = json.dumps(self.scaler.state_dict())
+        part = file.with_name(f"{file.name}.part")
         try:
             save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, part, facts)
             os.replace(part, file)
@@ -241,6 +275,7 @@ class _Run:
             if facts["format"] != FORMAT:
                 raise KeyError(f"format {facts['format']}")
             self.step, self.best_value = int(facts["step"]), json.loads(facts["best"])
+            self._scaler_state = facts.get("scaler", "")
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise InputError(f"The checkpoint {file} cannot be read ({error}); take it away to begin anew.") from None
         mine = self.weights()
@@ -258,6 +293,10 @@ class _Run:
             moments.setdefault(int(number), {})[key] = value
         self.optimizer.load_state_dict({**saved, "state": moments})
 
+    def load_scaler(self) -> None:
+        if self.scaler is not None and self._scaler_state:
+            self.scaler.load_state_dict(json.loads(self._scaler_state))
+
 
 def _backward(
     model: Callable[..., Any],
@@ -271,7 +310,7 @@ def _backward(
     """Add up the gradients of one batch, in pieces of `truncate` frames; return the loss terms of the whole."""
     length = clip.shape[1]
     piece = min(truncate or length, length)
-    whole = None if piece == length else float(clip.shape[0] * length)
+    whole = None if piece == length else float(known_frames(target))
     state: State | None = None
     previous: Batch | None = None
     sums: dict[str, float] = {}
@@ -330,7 +369,7 @@ def _relative_rate(step: int, steps: int, schedule: Literal["cosine"] | Sequence
     return 0.1 ** sum(step >= int(milestone) for milestone in schedule)
 
 
-def _from(batches: Iterable[Batch] | Callable[[int], Iterable[Batch]], start: int, steps: int) -> Iterator[Batch]:
+def _from(batches: Batches | Callable[[int], Batches], start: int, steps: int) -> Iterator[Any]:
     """The batches of the steps from `start` on."""
     if callable(batches):
         return itertools.islice(batches(start), steps - start)
@@ -348,11 +387,37 @@ def _copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in tensors.items()}
 
 
-def _accelerator(precision: Precision) -> Accelerator:
-    from accelerate import Accelerator
+def _check_choices(
+    schedule: Literal["cosine"] | Sequence[int], precision: Precision, checkpoint: str | Path | None
+) -> None:
+    if isinstance(schedule, str) and schedule != "cosine":
+        raise InputError(
+            f'schedule is "cosine" or the steps at which the rate falls, as [20000, 30000]; got {schedule!r}.'
+        )
+    if precision not in get_args(Precision):
+        raise InputError(f"precision is one of {', '.join(get_args(Precision))}, got {precision!r}.")
+    if precision == "fp16" and not torch.accelerator.is_available():
+        raise InputError("fp16 needs a GPU; a CPU takes float32 or bf16.")
+    if checkpoint is not None and not Path(checkpoint).parent.is_dir():
+        raise InputError(f"There is no folder {Path(checkpoint).parent} for the checkpoint; make it first.")
+
+
+def _check_no_batch_norm(model: StabilizedModel) -> None:
+    """Its statistics would be those of some frames instead of the clip's, and be counted again on the way back."""
+    learns = any(p.requires_grad for p in model.base.parameters())
+    if learns and any(isinstance(each, torch.nn.modules.batchnorm._BatchNorm) for each in model.base.modules()):
+        raise InputError(
+            "truncate and recompute split clips, which a network with batch norm that is trained would notice."
+        )
+
+
+def _accelerator(precision: Precision, unused: bool) -> Accelerator:
+    """Make it ready; `unused`: some weights may take no part in a step, as those of a network's other heads."""
+    from accelerate import Accelerator, DistributedDataParallelKwargs
     from accelerate.state import AcceleratorState
 
     name = "no" if precision == "float32" else precision
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != name:
         AcceleratorState._reset_state()  # one process may fit twice
-    return Accelerator(mixed_precision=name, cpu=not torch.accelerator.is_available())
+    handlers = [DistributedDataParallelKwargs(find_unused_parameters=unused)]
+    return Accelerator(mixed_precision=name, cpu=not torch.accelerator.is_available(), kwargs_handlers=handlers)

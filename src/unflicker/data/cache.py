@@ -99,6 +99,10 @@ class Cached(Video):
             os.replace(part, self._copy)
         except FileExistsError:  # another process is at it
             return False
+        except InputError:  # it is damaged somewhere: what is asked for may be whole, or else is told of then
+            part.unlink(missing_ok=True)
+            self._limit = 0
+            return False
         except BaseException as error:
             part.unlink(missing_ok=True)
             if not isinstance(error, OSError):

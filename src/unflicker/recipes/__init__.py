@@ -171,6 +171,8 @@ class Evaluation(_Strict):
     """Stabilizers at the output that need no training, by a name for the table."""
     frames: Whole | None = None
     """Of each test video; null for all."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Of the corruptions, whatever the seed of the training."""
 
     @field_validator("baselines")
     @classmethod
