@@ -28,7 +28,7 @@ from unflicker.metrics.quality import psnr
 from unflicker.recipes import load_recipe
 from unflicker.sets import open_sets
 from unflicker.tasks import add_adapter
-from unflicker.video import Frame, VideoInfo, open_writer
+from unflicker.video import Frame, VideoInfo, open_reader, open_writer
 
 NET = """
     import torch
@@ -238,9 +238,7 @@ def test_a_folder_that_grew_is_noticed(mine, place, tmp_path):
         (tmp_path / path.name).symlink_to(path)
     train(mine(f"data.root={tmp_path}"), tmp_path / "run")
     (tmp_path / "a_new.mp4").symlink_to(place / "clips" / "v0.mp4")
-    with pytest.raises(
-        InputError, match=r"recordings have changed since .* began \(a_new is new in train; v"
-    ):
+    with pytest.raises(InputError, match=r"recordings have changed since .* began \(a_new is new in train; v"):
         train(mine(f"data.root={tmp_path}", "training.workers=1"), tmp_path / "run")
     with pytest.warns(UserWarning, match="was trained on recordings of this test, or chosen by them: v1"):
         evaluate_recipe(mine(f"data.root={tmp_path}"), {"run": str(tmp_path / "run")})
@@ -312,6 +310,32 @@ def test_a_network_that_cannot_take_the_frames_is_told_of_before_training(mine, 
         InputError, match=r"The network, a Conv2d, cannot take a frame \(1, 3, 16, 16\): Given groups=1"
     ):
         train(mine(f"base.network={tmp_path / 'grey_net.py'}:make", "adapter.plan={'': {kind: ema}}"), tmp_path / "run")
+
+
+def test_inspect_lists_layers_and_suggests_a_plan(mine, place, capsys):
+    command("inspect", mine().base.network, place / "clips" / "v0.mp4")
+    told = capsys.readouterr().out
+    assert "Conv2d" in told and '"": Aligned()' in told and '"": {kind: aligned}' in told
+    command("inspect", "denoize", expect=2)
+    assert "There is no network 'denoize'; did you mean 'denoise'?" in capsys.readouterr().err
+
+
+def test_run_finds_the_picture_in_what_a_network_returns(place, tmp_path):
+    (tmp_path / "dict_net.py").write_text(
+        "from torch import nn\n\n\nclass Net(nn.Module):\n    def forward(self, x):\n"
+        "        return {'score': x.mean((2, 3)), 'picture': 1 - x}\n"
+    )
+    command(
+        "run",
+        place / "clips" / "v0.mp4",
+        tmp_path / "out.mp4",
+        "--model",
+        f"{tmp_path / 'dict_net.py'}:Net",
+        "--compare",
+    )
+    with open_reader(tmp_path / "out.mp4") as reader, open_reader(place / "clips" / "v0.mp4") as source:
+        first, before = next(iter(reader)).data, next(iter(source)).data
+    assert first.shape == (3, 24, 64) and (first[..., :32] - (1 - before)).abs().mean() < 0.05
 
 
 def test_a_divergence_keeps_what_was_best(mine, place, tmp_path, capsys):

@@ -18,6 +18,8 @@ import typer
 from unflicker.checks import InputError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from unflicker.evaluation import Evaluation
     from unflicker.experiments import OnStep
     from unflicker.recipes import Recipe
@@ -45,10 +47,19 @@ DataFolder = Annotated[
 ]
 ModelOption = Annotated[
     str | None,
-    typer.Option("--model", metavar="FILE.py:FUNCTION", help="A network of yours.", show_default=False),
+    typer.Option(
+        "--model",
+        metavar="NETWORK",
+        help="A network of yours: FILE.py:FUNCTION, FILE.onnx, timm:NAME, hf:OWNER/NAME or hf:./FOLDER, "
+        "smp:ARCHITECTURE:ENCODER.",
+        show_default=False,
+    ),
 ]
 WeightsOption = Annotated[
-    Path | None, typer.Option(help="Weights for the network: .safetensors, .pth or .pt.", show_default=False)
+    Path | None,
+    typer.Option(
+        help='Weights for the network: .safetensors, .pth or .pt; or "random", to try one out.', show_default=False
+    ),
 ]
 
 
@@ -112,7 +123,7 @@ def run(
     from unflicker.tasks import load_task
 
     if network is not None or weights is not None or Path(adapter).is_dir():
-        model = open_model(network or task, weights, adapter)
+        model = open_model(network or task, weights, adapter, example=_example(source))
     else:
         model = load_task(task, adapter)
     with _progress(source.name) as on_frame:
@@ -343,6 +354,39 @@ def sweep(
 
 
 @app.command()
+def inspect(
+    network: Annotated[
+        str,
+        typer.Argument(
+            metavar="NETWORK",
+            help="A task, FILE.py:FUNCTION, FILE.onnx, timm:NAME, hf:OWNER/NAME, hf:./FOLDER, smp:ARCH:ENCODER.",
+        ),
+    ],
+    video: Annotated[
+        Path | None, typer.Argument(metavar="[VIDEO]", help="Some frames to see how its layers flicker.")
+    ] = None,
+    weights: WeightsOption = None,
+    depth: Annotated[int, typer.Option(help="How deep the list goes into the network.")] = 3,
+    frames: Annotated[int, typer.Option(help="Of the video.")] = 12,
+) -> None:
+    """List a network's layers, measure which of them flicker, and suggest a plan for `stabilize` and for a recipe."""
+    tune_process()
+    import torch
+    from rich.console import Console
+
+    from unflicker.bases import load_base
+    from unflicker.inspecting import inspect_layers, plan_as_python, plan_as_yaml, table
+
+    if frames < 2 or depth < 1:
+        raise InputError(f"Give 2 frames or more and a depth of 1 or more, got {frames} and {depth}.")
+    clip = None if video is None else _some_frames(video, frames)
+    example = torch.rand(1, 3, 192, 320, generator=torch.Generator().manual_seed(0)) if clip is None else clip[0]
+    found = inspect_layers(load_base(network, weights), example, clip)
+    Console().print(table(found, depth=depth))
+    typer.echo(f"\nIn Python:\n\n{plan_as_python(found)}\n\nIn a recipe:\n\n{plan_as_yaml(found)}")
+
+
+@app.command()
 def recipes() -> None:
     """List the recipes that come with the package, and the parts to join to them with a plus."""
     from rich.console import Console
@@ -475,6 +519,35 @@ def _training_bar(steps: int, name: str = "") -> Iterator[OnStep]:
                 )
 
         yield on_step
+
+
+def _example(source: Path) -> Tensor:
+    """A frame of the size of a video's, to build a model around a network by."""
+    import torch
+
+    from unflicker.video import open_reader
+
+    with open_reader(source) as reader:
+        return torch.zeros(1, 3, reader.info.height, reader.info.width)
+
+
+def _some_frames(video: Path, count: int) -> list[Tensor]:
+    """The first frames of a video, about 320 pixels wide, (1, 3, H, W)."""
+    import torch.nn.functional as F
+
+    from unflicker.video import open_reader
+
+    frames = []
+    with open_reader(video) as reader:
+        factor = min(1.0, 320 / reader.info.width)
+        size = tuple(max(16, 16 * round(n * factor / 16)) for n in (reader.info.height, reader.info.width))
+        for frame in reader:
+            frames.append(F.interpolate(frame.data[None], size=size, mode="area"))
+            if len(frames) == count:
+                break
+    if len(frames) < 2:
+        raise InputError(f"{video} has one frame: how a network flickers shows from two frames on.")
+    return frames
 
 
 def _labelled(adapters: Sequence[str]) -> dict[str, str]:

@@ -348,7 +348,12 @@ def with_adapter(recipe: Recipe, base: nn.Module, spec: str) -> StabilizedModel:
 
 
 def open_model(
-    network: str, weights: str | Path | None, adapter: str, *, base: nn.Module | None = None
+    network: str,
+    weights: str | Path | None,
+    adapter: str,
+    *,
+    base: nn.Module | None = None,
+    example: Tensor | None = None,
 ) -> StabilizedModel:
     """Open a network with an adapter, each by name, and the weights that were trained along with the adapter.
 
@@ -356,6 +361,7 @@ def open_model(
         network, weights: as `unflicker.bases.load_base` takes them.
         adapter: as for `with_adapter`.
         base: the network, if it is there already.
+        example: a frame that the network can take; (1, 3, 64, 64) unless given.
 
     Raises:
         InputError: one of them cannot be found, or they do not fit.
@@ -364,9 +370,9 @@ def open_model(
     if run is not None and (run / RECIPE).exists():
         if not (run / ADAPTER).exists():
             adapter = "none"
-        return add_adapter(load_base(network, run / WEIGHTS), adapter)
+        return add_adapter(load_base(network, run / WEIGHTS), adapter, example=example)
     task = network if network in TASKS and weights is None else None
-    return add_adapter(load_base(network, weights) if base is None else base, adapter, task=task)
+    return add_adapter(load_base(network, weights) if base is None else base, adapter, task=task, example=example)
 
 
 @contextlib.contextmanager

@@ -74,6 +74,10 @@ def find(model: nn.Module, pattern: str) -> list[str]:
     """
     names = [name for name, _ in model.named_modules()]
     found = match(pattern, names) if is_glob(pattern) else [name for name in names if name == pattern]
+    if not found and len(names) == 1:
+        raise InputError(
+            f'{type(model).__name__} has no layers inside: only its output "" and its input "in:" can be stabilized.'
+        )
     if not found:
         raise InputError(f"The network has no layer {pattern!r}; {nearest(pattern, names[1:])}")
     return found

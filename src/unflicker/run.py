@@ -20,7 +20,9 @@ from unflicker.checks import InputError
 from unflicker.corruptions import Corruption
 from unflicker.explain import check_explains, explain_frame, explain_path, explain_size
 from unflicker.functional import luma
+from unflicker.layers import pick
 from unflicker.model import MOST, StabilizedModel
+from unflicker.outputs import main_entry
 from unflicker.state import State
 from unflicker.video.ahead import WriteBehind, read_ahead
 from unflicker.video.base import UNSPECIFIED, Frame, VideoInfo
@@ -230,11 +232,10 @@ def _infer(
             passing.clear()
             with torch.inference_mode():
                 y, state = model(x, state, reset=cut, strength=strength, mask=mask)
-                if not isinstance(y, Tensor) or y.shape[-3] != 3:
-                    raise InputError(f"The network must return frames (B, 3, H, W) to make a video, got {_kind(y)}.")
+                y = _picture(y, x)
                 alone = y
                 if compare or explain:
-                    alone = passing[0] if passing else model.base(x)
+                    alone = _picture(passing[0] if passing else model.base(x), x)
                 shown = torch.cat([alone, y], -1) if compare else y
                 pictures = [shown[0].float().cpu()]
                 if explain:
@@ -245,8 +246,12 @@ def _infer(
             hook.remove()
 
 
-def _kind(y: Any) -> str:
-    return f"shape {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
+def _picture(output: Any, x: Tensor) -> Tensor:
+    """The frames in what a network returned, (B, 3, H, W)."""
+    y = pick(output, main_entry(output, x).removeprefix("::"), "The network's output")
+    if y.ndim != 4 or y.shape[1] != 3:
+        raise InputError(f"The network must return frames (B, 3, H, W) to make a video, got shape {tuple(y.shape)}.")
+    return y
 
 
 def _with_cuts(reader: Iterable[Frame]) -> Iterator[tuple[Frame, bool]]:

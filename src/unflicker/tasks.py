@@ -15,6 +15,7 @@ from unflicker.checkpoint import compose_adapters, load_adapter
 from unflicker.checks import InputError, nearest
 from unflicker.model import StabilizedModel, stabilize
 from unflicker.networks.nafnet import NAFNet
+from unflicker.outputs import main_output
 from unflicker.plans import Plan
 from unflicker.stabilizers import EMA, Aligned
 
@@ -143,9 +144,13 @@ def add_adapter(
         return load_adapter(network, WEIGHTS / found.name / chosen)
     if chosen not in BUILT_IN:
         return load_adapter(network, chosen)
-    plan = BUILT_IN[str(chosen)]
     example = torch.zeros(1, 3, 64, 64) if example is None else example
-    return stabilize(network, plan, example=example) if plan else StabilizedModel(network, {}, (), example.shape[1:])
+    plan = BUILT_IN[str(chosen)]
+    if not plan:
+        return StabilizedModel(network, {}, (), tuple(example.shape[1:]))
+    if task is None:  # a network of yours may return a tuple or a dict
+        plan = {main_output(network, example): plan[""]}
+    return stabilize(network, plan, example=example)
 
 
 def _inside(chosen: str) -> str:

@@ -5,6 +5,8 @@ from unflicker.data.cache import Cached, cached
 from unflicker.data.clips import ClipDataset, load, read_frames
 from unflicker.data.folder import open_folder, open_video, select
 from unflicker.data.layouts import LAYOUTS
+from unflicker.data.local_laplacian import local_laplacian
+from unflicker.data.scenes import SceneVideo, scenes
 from unflicker.data.stills import StillVideo, stills
 from unflicker.data.synthetic import demo_clip
 
@@ -16,14 +18,17 @@ __all__ = [
     "FilesVideo",
     "FolderVideo",
     "Recording",
+    "SceneVideo",
     "StillVideo",
     "Video",
     "cached",
     "demo_clip",
     "load",
+    "local_laplacian",
     "open_folder",
     "open_video",
     "read_frames",
+    "scenes",
     "select",
     "stills",
 ]
