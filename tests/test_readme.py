@@ -1,5 +1,6 @@
 """Every Python block of the README and of the documents runs, in order, as a reader would type it."""
 
+import importlib.util
 import re
 import shlex
 import sys
@@ -63,3 +64,10 @@ def test_train_your_own_does_what_it_says(tmp_path, monkeypatch, capsys):
     for made in ("runs/mine/adapter", "runs/mine/evaluation/tradeoff.png", "steady.mp4", "runs/from-stills/adapter"):
         assert Path(made).exists(), made
     assert "recommended" in capsys.readouterr().out
+
+
+def test_the_studies_in_the_results_are_those_of_the_committed_numbers():
+    spec = importlib.util.spec_from_file_location("study_report", ROOT / "benchmarks" / "study_report.py")
+    report = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(report)
+    assert report.block(report.read()) in (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
