@@ -21,6 +21,7 @@ from unflicker.bases import load_base
 from unflicker.checks import InputError
 from unflicker.cli import main
 from unflicker.corruptions import parse
+from unflicker.data.local_laplacian import STRONG, local_laplacian
 from unflicker.evaluation import Evaluation, _seed
 from unflicker.experiments import build_model, evaluate_recipe, open_model, train, validation_loss, with_adapter
 from unflicker.losses import unified_loss
@@ -336,6 +337,26 @@ def test_run_finds_the_picture_in_what_a_network_returns(place, tmp_path):
     with open_reader(tmp_path / "out.mp4") as reader, open_reader(place / "clips" / "v0.mp4") as source:
         first, before = next(iter(reader)).data, next(iter(source)).data
     assert first.shape == (3, 24, 64) and (first[..., :32] - (1 - before)).abs().mean() < 0.05
+
+
+def test_details_brought_out_are_a_truth_like_any_other(mine, tmp_path):
+    recipe = mine("data.enhance=strong", "data.target=truth", f"data.cache={tmp_path / 'cache'}", "training.steps=2")
+    recording = open_sets(recipe).train[0]
+    frame = recording.frames.read([3])
+    enhanced = local_laplacian(frame.float() / 255, **STRONG).clamp(0, 1)
+    assert torch.equal(recording.targets["truth"].read([3]), enhanced.mul(255).round().byte())
+    other = open_sets(mine("data.enhance=moderate", "data.target=truth", f"data.cache={tmp_path / 'cache'}")).train[0]
+    assert not torch.equal(other.targets["truth"].read([3]), recording.targets["truth"].read([3]))
+    train(recipe, tmp_path / "run")
+    assert evaluate_recipe(recipe, {"run": str(tmp_path / "run")}).overall["run"]["psnr"] < 60
+    with pytest.raises(InputError, match=r"data.enhance makes the truth: set data.target=truth"):
+        open_sets(mine("data.enhance=strong"))
+
+
+def test_the_paper_s_places_in_hdrnet_are_there():
+    model = build_model(load_recipe("enhance-strong"))
+    assert len(model.places) == 15  # 11 convolutions, 3 linear layers, the output
+    assert load_recipe("enhance-strong+base").training.trains == "base"
 
 
 def test_a_divergence_keeps_what_was_best(mine, place, tmp_path, capsys):

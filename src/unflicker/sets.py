@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from unflicker.checks import InputError, nearest
-from unflicker.data import LAYOUTS, Recording, cached, open_folder, select, stills
+from unflicker.data import LAYOUTS, EnhancedVideo, Recording, cached, open_folder, select, stills
+from unflicker.data.local_laplacian import MODERATE, STRONG
 from unflicker.recipes import Data, Recipe, Selection
 
 FILE = "sets.json"
@@ -129,6 +130,11 @@ def _open(data: Data, selection: Selection) -> tuple[list[Recording], list[str]]
             raise InputError(f'data.targets is for the layout "folder"; {data.layout!r} has its own.')
         recordings = {each.name: each for each in _published(data, root, selection.split)}
         found = [recordings[name] for name in select(recordings, selection.only, selection.without, str(root))]
+    if data.enhance is not None:
+        if data.target != "truth" or data.targets is not None:
+            raise InputError("data.enhance makes the truth: set data.target=truth, and leave data.targets out.")
+        settings = {"moderate": MODERATE, "strong": STRONG}[data.enhance]
+        found = [Recording(each.frames, {"truth": EnhancedVideo(each.frames, settings)}) for each in found]
     if data.targets is not None and data.target != "truth":
         found = [dataclasses.replace(each, targets={}) for each in found]  # the recipe does not ask for it
     if data.cache is not None:

@@ -5,7 +5,7 @@ from unflicker.data.cache import Cached, cached
 from unflicker.data.clips import ClipDataset, load, read_frames
 from unflicker.data.folder import open_folder, open_video, select
 from unflicker.data.layouts import LAYOUTS
-from unflicker.data.local_laplacian import local_laplacian
+from unflicker.data.local_laplacian import EnhancedVideo, local_laplacian
 from unflicker.data.scenes import SceneVideo, scenes
 from unflicker.data.stills import StillVideo, stills
 from unflicker.data.synthetic import demo_clip
@@ -14,6 +14,7 @@ __all__ = [
     "LAYOUTS",
     "Cached",
     "ClipDataset",
+    "EnhancedVideo",
     "FileVideo",
     "FilesVideo",
     "FolderVideo",

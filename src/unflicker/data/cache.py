@@ -140,6 +140,7 @@ def _key(video: Video) -> str:
     """A name for what the video gives: from its kind, and the paths, sizes and times of its files."""
     reads = getattr(video, "read_one", None)  # one list of files may be read as depth, or as labels
     parts = [str(FORMAT), type(video).__qualname__, getattr(reads, "__qualname__", repr(reads))]
+    parts += [repr(getattr(video, "settings", ""))]  # of what is made of the files
     parts += [f"{video.num_frames} {video.height} {video.width}"]
     for path in video.paths:
         about = path.stat()

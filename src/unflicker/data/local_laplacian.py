@@ -6,6 +6,7 @@ the whole image, bent around the pixel's own value. Aubry et al. (TOG 2014) make
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypedDict
 
 import torch
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unflicker.checks import InputError
+from unflicker.data.base import Video
 from unflicker.functional import luma
 
 COLOURS = ("luminance", "separate")
@@ -30,6 +32,33 @@ class Preset(TypedDict):
 
 MODERATE = Preset(sigma=0.4, alpha=0.5)
 STRONG = Preset(sigma=0.4, alpha=0.25)
+
+
+class EnhancedVideo(Video):
+    """A video whose details are brought out, frame by frame, when they are asked for: the truth for an enhancer.
+
+    Args:
+        video: RGB, in bytes or floats in [0, 1].
+        settings: of `local_laplacian`, such as `STRONG`.
+
+    >>> from types import SimpleNamespace
+    >>> about = {"name": "a", "num_frames": 2, "height": 16, "width": 24, "frame_rate": 24.0, "paths": ()}
+    >>> frames = torch.randint(256, (2, 3, 16, 24), dtype=torch.uint8)
+    >>> EnhancedVideo(SimpleNamespace(read=lambda numbers: frames[numbers], **about), STRONG).read([1]).shape
+    torch.Size([1, 3, 16, 24])
+    """
+
+    def __init__(self, video: Video, settings: Preset) -> None:
+        self.video, self.settings = video, settings
+        self.name, self.num_frames, self.frame_rate = video.name, video.num_frames, video.frame_rate
+        self.height, self.width, self.paths = video.height, video.width, video.paths
+
+    def read(self, numbers: Sequence[int]) -> Tensor:
+        frames = self.video.read(numbers)
+        if frames.dtype != torch.uint8:
+            return local_laplacian(frames, **self.settings).clamp(0, 1)
+        enhanced = local_laplacian(frames.float() / 255, **self.settings)
+        return enhanced.clamp(0, 1).mul(255).round().byte()
 
 
 def local_laplacian(

@@ -89,6 +89,8 @@ class Data(_Strict):
     """Of the layout's reader, as {num_frames: 32} for "stills"."""
     targets: Path | None = None
     """A folder with the truth, of the same names, for layout "folder"."""
+    enhance: Literal["moderate", "strong"] | None = None
+    """The truth is the frame with its details brought out by a local Laplacian filter; target "truth" asks for it."""
     train: Selection | None = None
     validation: Selection | None = None
     test: Selection | None = None
