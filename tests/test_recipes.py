@@ -92,6 +92,7 @@ def test_a_plan_is_replaced_and_the_rest_is_merged(tmp_path):
             "line 3: there is no setting adapter.controllers.0.widht; did you",
         ),
         ("data: {train: 3}\n", "line 1: data.train cannot be 3: input should be a valid dictionary"),
+        ("loss: {stability: 0.1}\ndata: {crop: 8}\nloss: {}\n", "mine.yaml, line 3: loss is set twice; keep one."),
         ("a: [\n", "mine.yaml, line 2: this is no YAML: "),
         ("just a text\n", "mine.yaml is no recipe: it must have keys"),
         ("like: denoise-0.11\n", "There is no recipe 'denoise-0.11' in the package, and it names no .yaml file; did"),

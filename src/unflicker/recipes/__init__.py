@@ -290,7 +290,12 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[Keys, str]]:
         raise InputError(f"{path} is no YAML text.") from None
     if not isinstance(settings, dict):
         raise InputError(f"{path} is no recipe: it must have keys such as base, adapter and data.")
-    return settings, {keys: f"{path}, line {line}" for keys, line in _lines(node)}
+    places: dict[Keys, str] = {}
+    for keys, line in _lines(node):
+        if keys in places:
+            raise InputError(f"{path}, line {line}: {'.'.join(map(str, keys))} is set twice; keep one.")
+        places[keys] = f"{path}, line {line}"
+    return settings, places
 
 
 def _lines(node: Any, keys: Keys = ()) -> Iterator[tuple[Keys, int]]:
