@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from unflicker.checks import InputError
@@ -203,36 +203,36 @@ def _verdict(holds: bool) -> str:
 
 
 def _simple_fixed(found: Mapping[str, Evaluation]) -> list[str]:
-    lines = []
-    for name, each in found.items():
-        rows = [row for row in each.overall if row.startswith("simple-fixed")]
-        if rows:
-            changes = [_changes(each, row) for row in rows]
-            told = "; ".join(
-                f"{row.split()[1]}: {c[0]:+.2f} dB, {c[1]:+.1f} %" for row, c in zip(rows, changes, strict=True)
-            )
-            holds = all(c[0] < 0 and c[1] > 0 for c in changes)
-            lines.append(
-                f"A fixed average in all layers makes denoising worse in both measures ({STUDIES[name].lower()}): "
-                f"{_verdict(holds)} ({told})."
-            )
-    return lines
+    return _over_settings(
+        found,
+        lambda row: row.startswith("simple-fixed"),
+        "A fixed average in all layers makes denoising worse in both measures",
+        lambda psnr, change: psnr < 0 and change > 0,
+    )
 
 
 def _both_better(found: Mapping[str, Evaluation]) -> list[str]:
+    return _over_settings(
+        found,
+        lambda row: row in ("controlled 0.1", "controlled 0.2", "controlled 0.4"),
+        "Controlled averages improve both measures for lambda up to 0.4",
+        lambda psnr, change: psnr > 0 and change < 0,
+    )
+
+
+def _over_settings(
+    found: Mapping[str, Evaluation], wanted: Callable[[str], bool], claim: str, holds: Callable[[float, float], bool]
+) -> list[str]:
+    """Say for each study whether a claim holds for all settings of a method, by dB of PSNR and % of instability."""
     lines = []
-    for name, each in found.items():
-        rows = [row for row in ("controlled 0.1", "controlled 0.2", "controlled 0.4") if row in each.overall]
-        if rows:
-            changes = [_changes(each, row) for row in rows]
+    for study, each in found.items():
+        changes = {row.split()[1]: _changes(each, row)[:2] for row in each.overall if wanted(row)}
+        if changes:
             told = "; ".join(
-                f"{row.split()[1]}: {c[0]:+.2f} dB, {c[1]:+.1f} %" for row, c in zip(rows, changes, strict=True)
+                f"{setting}: {psnr:+.2f} dB, {change:+.1f} %" for setting, (psnr, change) in changes.items()
             )
-            holds = all(c[0] > 0 and c[1] < 0 for c in changes)
-            lines.append(
-                f"Controlled averages improve both measures for lambda up to 0.4 ({STUDIES[name].lower()}): "
-                f"{_verdict(holds)} ({told})."
-            )
+            verdict = _verdict(all(holds(*pair) for pair in changes.values()))
+            lines.append(f"{claim} ({STUDIES[study].lower()}): {verdict} ({told}).")
     return lines
 
 

@@ -407,9 +407,10 @@ def _note_recipe(recipe: Recipe, folder: Path) -> None:
         return
     try:
         old = yaml.safe_load(file.read_text(encoding="utf-8"))
-        assert isinstance(old, dict)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, AssertionError):
-        raise InputError(f"{folder} holds a run, but {file} cannot be read: choose another folder.") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        old = None
+    if not isinstance(old, dict):
+        raise InputError(f"{folder} holds a run, but {file} cannot be read: choose another folder.")
     new = yaml.safe_load(recipe.text())
     changed = [each for key, each in _differences(old, new) if not key.startswith(MAY_CHANGE)]
     if changed:

@@ -68,6 +68,23 @@ class Video(ABC):
         return checked
 
 
+@dataclass(frozen=True)
+class Published:
+    """A data set on disk, as its authors laid it out, and how to say that something of it is missing."""
+
+    title: str
+    page: str
+    holds: str
+    root: Path
+
+    def missing(self, path: Path, what: str = "file") -> InputError:
+        """Make the error for a file or folder that should be there."""
+        return InputError(
+            f"{self.title} expects the {what} {path}, which is missing; give the folder that holds {self.holds}, and "
+            f"for what is not downloaded yet see {self.page}."
+        )
+
+
 def extent(video: Video) -> str:
     """Say how long and large a video is."""
     return f"{video.num_frames} frames of {video.height}x{video.width}"

@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 
 from unflicker.checks import InputError, nearest
 from unflicker.corruptions.compression import JPEG
-from unflicker.data.base import FilesVideo, Recording, Video
+from unflicker.data.base import FilesVideo, Published, Recording, Video
 from unflicker.video.reader import read_exr
 
 HDR_FILES = (".exr", ".hdr", ".pfm")
@@ -491,20 +491,8 @@ def hdm_hdr(root: str | Path, *, only: Sequence[str] | None = None, frame_rate: 
     ]
 
 
-@dataclass(frozen=True)
-class _Set:
-    """A data set on disk, and how to say that something of it is missing."""
-
-    title: str
-    page: str
-    holds: str
-    root: Path
-
-    def missing(self, path: Path, what: str = "file") -> InputError:
-        return InputError(
-            f"{self.title} expects the {what} {path}, which is missing; give the folder that holds {self.holds}, and "
-            f"for what is not downloaded yet see {self.page}."
-        )
+class _Set(Published):
+    """A data set whose folder is read."""
 
     def empty(self, folder: Path, suffix: str) -> InputError:
         return InputError(f"{self.title} expects files *{suffix} in {folder}, but there are none: see {self.page}.")

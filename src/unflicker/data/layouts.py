@@ -14,7 +14,6 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,7 @@ import torch
 from torch import Tensor
 
 from unflicker.checks import InputError, nearest
-from unflicker.data.base import FilesVideo, Recording, Video
+from unflicker.data.base import FilesVideo, Published, Recording, Video
 
 # IVM, configs/datasets/_nfs_val.yml: drawn once at random; the other 80 are for training.
 NFS_VALIDATION = (
@@ -494,20 +493,8 @@ LAYOUTS: dict[str, Callable[..., list[Recording]]] = {
 }
 
 
-@dataclass(frozen=True)
-class _Set:
-    """A data set on disk, and how to say that something of it is missing."""
-
-    title: str
-    page: str
-    holds: str
-    root: Path
-
-    def missing(self, path: Path, what: str = "file") -> InputError:
-        return InputError(
-            f"{self.title} expects the {what} {path}, which is missing; "
-            f"give the folder that holds {self.holds}, and for what is not downloaded yet see {self.page}."
-        )
+class _Set(Published):
+    """A data set whose folder is read."""
 
     def check(self, split: str, splits: Sequence[str], targets: Sequence[str], known: Sequence[str]) -> None:
         if split not in splits:
