@@ -22,9 +22,11 @@ import torch.nn.functional as F
 from unflicker.checks import InputError
 from unflicker.cli import tune_process
 from unflicker.data.base import FileVideo, Recording
-from unflicker.evaluation import METRICS, evaluate
+from unflicker.evaluation import evaluate
 from unflicker.model import StabilizedModel
-from unflicker.run import _infer, _with_cuts
+from unflicker.rendering import Renderer
+from unflicker.run import Moment, _infer, _with_cuts
+from unflicker.scores import fitting
 from unflicker.tasks import load_task
 from unflicker.video.ahead import read_ahead
 from unflicker.video.base import Frame
@@ -37,9 +39,11 @@ def run(model: StabilizedModel, path: Path, frames: int, size: tuple[int, int] |
             data = frame.data if size is None else F.interpolate(frame.data[None], size=size, mode="area")[0]
             yield replace(frame, data=data)
 
-    with open_reader(path) as reader, closing(read_ahead(_with_cuts(resized(iter(reader))))) as ahead:
-        for _ in _infer(model, ahead, strength=1.0, compare=False, explain=False):
-            pass
+    with open_reader(path) as reader:
+        shots = _with_cuts(resized(iter(reader)))
+        with closing(read_ahead(Moment(frame, None, cut) for frame, cut in shots)) as ahead:
+            for _ in _infer(model, Renderer(), ahead, strength=1.0, compare=False, explain=False):
+                pass
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -75,7 +79,7 @@ def main() -> None:
             "evaluate over run": round(best["run"] / best["evaluate"], 3),
             "with the base's numbers too, over run": round(best["run"] / best["with base"], 3),
         }
-        found = measure(model.base, recordings, {"it": model}, metrics=tuple(METRICS))
+        found = measure(model.base, recordings, {"it": model}, metrics=fitting("pictures"))
         costs = found.metric_milliseconds
     result["ms a frame of each metric, all asked for, two methods"] = {k: round(v, 2) for k, v in costs.items()}
     print(json.dumps(result, indent=1))

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from unflicker.checks import InputError
-from unflicker.evaluation import BASE, TRUTH, Evaluation
+from unflicker.results import BASE, TRUTH, Evaluation
 from unflicker.tradeoff import figure, frontier
 
 DOCS = Path(__file__).parents[1] / "docs"

@@ -456,7 +456,7 @@ def test_a_copy_is_never_half_written(tmp_path, monkeypatch):
 
 
 def test_what_copies_say(tmp_path):
-    with pytest.raises(InputError, match="numbers comes from no files and cannot be cached"):
+    with pytest.raises(InputError, match="numbers does not say what its frames come from"):
         Cached(Numbers(), tmp_path, limit_gib=1)
     video = FileVideo(make(tmp_path / "a.mp4", 3))
     with pytest.raises(InputError, match="limit_gib must be a number of GiB above 0, got 0"):

@@ -19,14 +19,17 @@ from unflicker.checks import InputError
 from unflicker.corruptions import parse
 from unflicker.data.base import Recording
 from unflicker.data.synthetic import demo_clip
-from unflicker.evaluation import METRICS, Evaluation, Method, SharedBase, _seed, evaluate
+from unflicker.evaluation import Method, _seed, evaluate
 from unflicker.metrics.motion import FlickerStream, WarpingStream
 from unflicker.metrics.quality import psnr, ssim
 from unflicker.metrics.temporal import instability, temporal_difference_error
 from unflicker.model import StabilizedModel, stabilize
+from unflicker.results import Evaluation
+from unflicker.scores import fitting
+from unflicker.sharing import SharedBase
 from unflicker.stabilizers import EMA, Aligned, LearnedEMA, Spatial
 
-ALL = tuple(METRICS)
+ALL = fitting("pictures")
 
 
 class Small(nn.Module):
@@ -162,7 +165,7 @@ def test_size_frames_every_and_bytes(base, clips):
     assert (one.frames, one.height, one.width) == (2, 12, 20)
     with torch.no_grad():
         assert math.isclose(one.numbers["base"]["psnr"], psnr(base(small).clamp(0, 1), small).item(), rel_tol=1e-5)
-    assert found.settings == {"corruptions": [], "size": [12, 20], "frames": 2, "every": 2, "seed": 0}
+    assert found.settings == {"corruptions": [], "size": [12, 20], "frames": 2, "every": 2, "seed": 0, "target": None}
 
 
 def test_the_base_runs_once_a_frame_whoever_asks(base, clips, recordings):
@@ -252,7 +255,7 @@ def test_a_video_that_cannot_be_read_is_named(base, recordings):
     gone.read = lambda numbers: Path("/nowhere/gone.mp4").read_bytes()
     assert "No such file" in evaluate(base, [recordings[0], Recording(gone)], {}).skipped[0].reason
     short = Recording(video(torch.zeros(3, 3, 24, 40)), {"truth": video(torch.zeros(2, 3, 24, 40))})
-    with pytest.raises(InputError, match="its truth has 2 frames, but it has 3"):
+    with pytest.raises(InputError, match="its target 'truth' has 2 frames, but it has 3"):
         evaluate(base, [short], {})
 
 

@@ -22,11 +22,12 @@ from unflicker.checks import InputError
 from unflicker.cli import main
 from unflicker.corruptions import parse
 from unflicker.data.local_laplacian import STRONG, local_laplacian
-from unflicker.evaluation import Evaluation, _seed
+from unflicker.evaluation import _seed
 from unflicker.experiments import build_model, evaluate_recipe, open_model, train, validation_loss, with_adapter
 from unflicker.losses import unified_loss
 from unflicker.metrics.quality import psnr
 from unflicker.recipes import load_recipe
+from unflicker.results import Evaluation
 from unflicker.sets import open_sets
 from unflicker.tasks import add_adapter
 from unflicker.video import Frame, VideoInfo, open_reader, open_writer

@@ -23,7 +23,7 @@ def test_every_recipe_in_the_package_is_sound(name):
     recipe = load_recipe(name)
     assert recipe.about
     assert Recipe.model_validate(yaml.safe_load(recipe.text())) == recipe
-    assert recipe.data.layout in ("folder", "stills", *LAYOUTS)
+    assert recipe.data.layout in ("folder", "stills", "scenes", *LAYOUTS)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if re.fullmatch(r"(denoise|weather)-.*(?<!-small)", name)])
@@ -66,7 +66,7 @@ def test_parts_are_joined_in_order(tmp_path):
     mine = write(tmp_path, "like: denoise-0.1+small\ntraining: {steps: 7}\n")
     recipe = load_recipe(f"{mine}+controlled", ["training.steps=9", "loss.stability=0.4"])
     assert recipe.training.steps == 9 and recipe.loss.stability == 0.4
-    assert {each["kind"] for each in recipe.adapter.plan.values()} == {"controlled"}
+    assert recipe.adapter.plan == {"paper": {"kind": "controlled", "hidden": 64}}
     assert recipe.data.crop == 48 and recipe.data.corruptions == ("gaussian_noise:ivm-moderate",)
 
 

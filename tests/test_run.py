@@ -383,6 +383,118 @@ def test_a_folder_is_not_replaced_by_itself(tmp_path):
         run_video(averaging(), tmp_path / "in", tmp_path / "in", overwrite=True)
 
 
+# A processed version of the video --------------------------------------------------------------------------------
+
+
+def processed_by(source: Path, path: Path, frames: int = 99, size: tuple[int, int] | None = None, rate=RATE) -> Path:
+    """What a program makes of a video that grades every frame anew: negative, with a tone that jumps."""
+    clip = torch.stack([1 - frame.data for frame in read(source)[:frames]])
+    clip = ToneJitter(severity=4, seed=1)(clip)
+    if size is not None:
+        clip = nn.functional.interpolate(clip, size=size, mode="area")
+    with open_writer(path, VideoInfo(clip.shape[3], clip.shape[2], rate, 1 / rate), crf=4) as writer:
+        for t, data in enumerate(clip):
+            writer.write(Frame(data, t, 1 / rate))
+    return path
+
+
+def clip_of(path: Path) -> Tensor:
+    return torch.stack([frame.data for frame in read(path)])
+
+
+def test_a_processed_video_is_the_model_with_the_original_as_guide(tmp_path):
+    source = make(tmp_path / "in.mp4", scenes=3)
+    processed = processed_by(source, tmp_path / "made")
+    result = run_video(load_task("none"), source, tmp_path / "out", processed=processed)
+    assert result.cuts == [4, 8] and result.unpaired is None
+    model, state = load_task("none"), None
+    pairs = zip(clip_of(source), clip_of(processed), clip_of(tmp_path / "out"), strict=True)
+    for t, (original, made, after) in enumerate(pairs):
+        with torch.inference_mode():
+            y, state = model(made[None], state, guide=original[None], reset=t in result.cuts)
+        assert (y[0].clamp(0, 1) - after).abs().max() <= 0.5 / 255 + 1e-5
+
+
+def test_the_original_says_what_is_flicker(tmp_path):
+    frames = demo_clip(10, 96, 160)
+    with open_writer(tmp_path / "in", VideoInfo(160, 96, RATE, 1 / RATE, is_folder=True)) as writer:
+        for frame in stream_of(*frames):
+            writer.write(frame)
+    processed = processed_by(tmp_path / "in", tmp_path / "made")
+    run_video(load_task("none"), tmp_path / "in", tmp_path / "out", processed=processed)
+    error = [((clip_of(path) + frames).diff(dim=0)).square().mean().sqrt() for path in (processed, tmp_path / "out")]
+    assert error[1] < 0.35 * error[0]
+
+
+def test_sound_and_times_are_the_originals_and_the_size_that_of_the_processed(tmp_path):
+    source = with_sound(tmp_path / "in.mp4", make(tmp_path / "silent.mp4"))
+    processed = processed_by(source, tmp_path / "made.mp4", size=(96, 130), rate=Fraction(25025, 1000))
+    model = load_task("none")
+    run_video(model, source, tmp_path / "out.mp4", processed=processed, compare=True, explain=True)
+    after = read(tmp_path / "out.mp4")
+    assert [f.pts_seconds for f in after] == [f.pts_seconds for f in read(source)]
+    assert packets(tmp_path / "out.mp4", "audio") == packets(source, "audio") != []
+    assert after[0].data.shape == (3, 96, 260)
+    assert (after[0].data[..., :130] - after[0].data[..., 130:]).abs().max() < 0.05  # the first frame is the program's
+    assert tuple(read(tmp_path / "out.explain.mp4")[0].data.shape[1:]) == explain_size(96, 130)
+
+
+@pytest.mark.parametrize(("original", "other"), [(12, 7), (5, 12)])
+def test_the_shorter_video_ends_it_and_that_is_said(tmp_path, original, other):
+    long = make(tmp_path / "long.mp4")
+    source = make(tmp_path / "in.mp4", original)
+    processed = processed_by(long, tmp_path / "made", other)
+    done = command("run", source, tmp_path / "out", "--processed", processed)
+    assert done.returncode == 0, done.stderr
+    count, short, rest = min(original, other), processed, source
+    if original < other:
+        short, rest = source, processed
+    assert len(read(tmp_path / "out")) == count
+    told = f"warning: {short} ends after {count} frames; what {rest} has after that is left out."
+    assert told in done.stderr
+
+
+def test_a_dropped_frame_of_either_is_filled(tmp_path):
+    still, info = picture(0, 64, 48), VideoInfo(64, 48, RATE, 1 / RATE, is_folder=True)
+    made = 1 - still
+    for name, shots in (("in", [still] * 3 + [BLACK] + [still] * 5), ("made", [made] * 5 + [BLACK] * 2 + [made] * 2)):
+        with open_writer(tmp_path / name, info) as writer:
+            for frame in stream_of(*shots):
+                writer.write(frame)
+    run_video(load_task("none"), tmp_path / "in", tmp_path / "out", processed=tmp_path / "made")
+    assert (clip_of(tmp_path / "out") - made).abs().max() < 2 / 255
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--processed", "nothing.mp4"], "There is no file or folder nothing.mp4"),
+        (["--processed", "TALL"], "TALL is 48x96 and IN 64x48: one cannot be a version of the other"),
+        (["--processed", "FAST"], "FAST has 50 frames per second and IN 25, but they are paired one by one"),
+        (["--processed", "IN", "--task", "denoise"], "is what a program has made of IN already; leave --task"),
+        (["--processed", "OUT"], "Input and output are both"),
+        (["--render", "dept"], "Nothing can be rendered as 'dept'; did you mean 'depth'?"),
+        (["--render", "depth"], 'but the network returned (1, 3, 48, 64); use "picture"'),
+        (["--render", "index"], "A video file would not keep the numbers of classes exactly; name a folder"),
+        (["--range", "1", "0"], "A range of values goes from a number to a larger one, got (1.0, 0.0)"),
+        (["--range", "1", "2"], "A range of values is for depth"),
+    ],
+)
+def test_what_run_refuses_to_pair_or_render(tmp_path, refused, arguments, words):
+    places = {name: str(tmp_path / f"{name}.mp4") for name in ("IN", "TALL", "FAST", "OUT")}
+    source = make(Path(places["IN"]), 2)
+    processed_by(source, Path(places["TALL"]), size=(96, 48))
+    processed_by(source, Path(places["FAST"]), rate=Fraction(50))
+    if "OUT" in arguments:
+        make(Path(places["OUT"]), 2)
+    there = sorted(p.name for p in tmp_path.iterdir())
+    said = refused("run", source, places["OUT"], "--adapter", "ema", *(places.get(a, a) for a in arguments))
+    for name, path in places.items():
+        said = said.replace(path, name)
+    assert words in said
+    assert sorted(p.name for p in tmp_path.iterdir()) == there
+
+
 def test_an_error_while_writing_stops_the_run(tmp_path):
     class Full(list):
         def write(self, frame: Frame) -> None:
@@ -409,9 +521,9 @@ def test_an_error_while_reading_arrives_in_order():
 
 def test_an_error_leaves_nothing_behind(tmp_path):
     source = make(tmp_path / "in.mp4")
-    grey = stabilize(nn.Conv2d(3, 1, 1), {"": EMA(0.1)}, example=torch.zeros(1, 3, 8, 8))
-    with pytest.raises(InputError, match=r"must return frames \(B, 3, H, W\).*got shape \(1, 1, 48, 64\)"):
-        run_video(grey, source, tmp_path / "out.mp4")
+    tokens = stabilize(nn.Flatten(2), {"": EMA(0.1)}, example=torch.zeros(1, 3, 8, 8))
+    with pytest.raises(InputError, match=r"must return frames \(B, 3, H, W\), .*got shape \(1, 3, 3072\)"):
+        run_video(tokens, source, tmp_path / "out.mp4")
     with pytest.raises(InputError, match="strength must be 0"):
         run_video(averaging(), source, tmp_path / "out.mp4", strength=-1)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in.mp4"]

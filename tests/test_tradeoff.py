@@ -1,5 +1,6 @@
 """The table and the figure of evaluations: what is in them, and what they refuse."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import pytest
@@ -8,7 +9,9 @@ from torch import nn
 
 from unflicker.checks import InputError
 from unflicker.data.base import Recording
-from unflicker.evaluation import Evaluation, Method, evaluate
+from unflicker.data.scenes import scenes
+from unflicker.evaluation import Method, evaluate
+from unflicker.results import Evaluation
 from unflicker.stabilizers import EMA
 from unflicker.tradeoff import Frontier, Point, figure, frontier, markdown_table
 
@@ -25,6 +28,29 @@ def found() -> Evaluation:
         corruptions=["gaussian_noise:1"],
         seed=2,
     )
+
+
+def of(target: str, channels: int, metrics: tuple[str, ...]) -> Evaluation:
+    """An evaluation of a network that makes depth or labels."""
+    torch.manual_seed(0)
+    return evaluate(
+        nn.Conv2d(3, channels, 3, padding=1),
+        scenes(1, num_frames=4, height=24, width=32),
+        {f"EMA {decay}": EMA(decay) for decay in (0.2, 0.4)},
+        corruptions=["gaussian_noise:3"],
+        metrics=metrics,
+        target=target,
+    )
+
+
+@pytest.fixture(scope="module")
+def depth() -> Evaluation:
+    return of("depth", 1, ("instability", "delta1", "abs_rel"))
+
+
+@pytest.fixture(scope="module")
+def labels() -> Evaluation:
+    return of("labels", 12, ("pixel_accuracy", "miou", "instability"))
 
 
 def rows(table: str) -> dict[str, list[str]]:
@@ -76,6 +102,49 @@ def test_points_are_the_numbers(found):
     assert front.truth == found.overall["truth"]["instability"] and front.quality == "PSNR (dB)"
     with pytest.raises(InputError, match="evaluation has no 'ssim'; there is 'psnr', 'instability'"):
         frontier(found, "ssim")
+
+
+def test_the_first_quality_that_was_measured_goes_up(depth, labels):
+    front = frontier(depth)
+    assert (front.quality, front.higher_is_better) == ("AbsRel", False)
+    assert front.base == (depth.overall["base"]["instability"], depth.overall["base"]["abs_rel"])
+    assert frontier(depth, "delta1").quality == "delta < 1.25"
+    front = frontier(labels)
+    assert (front.quality, front.higher_is_better) == ("mIoU", True)
+    assert front.points[1].quality == labels.overall["EMA 0.4"]["miou"]
+    assert front.truth == labels.overall["truth"]["instability"]
+    with pytest.raises(InputError, match="has no quality to draw: measure one of psnr, ssim, abs_rel"):
+        frontier(dataclasses.replace(depth, metrics={"instability": depth.metrics["instability"]}))
+
+
+def test_an_error_grows_downwards(tmp_path, monkeypatch, depth, labels):
+    from matplotlib.figure import Figure
+
+    limits: list[tuple[float, float]] = []
+    save = Figure.savefig
+
+    def note(self, *place, **style):
+        limits.extend(axes.get_ylim() for axes in self.axes)
+        return save(self, *place, **style)
+
+    monkeypatch.setattr(Figure, "savefig", note)
+    figure({"depth": frontier(depth), "labels": frontier(labels)}, tmp_path / "both.png")
+    (bottom, top), (low, high) = limits
+    assert bottom > top and low < high
+
+
+def test_tables_of_depth_and_labels(depth, labels):
+    table = markdown_table({"depth": depth, "labels": labels})
+    assert "gaussian_noise:3, seed 0; held to depth. Means" in table and "held to labels. Means" in table
+    first, second = (rows(each) for each in table.split("### labels"))
+    assert first["method"][:3] == ["instability", "delta < 1.25", "AbsRel"]
+    before, after = (depth.overall[name]["abs_rel"] for name in ("base", "EMA 0.4"))
+    assert first["EMA 0.4"][2] == f"{after:.4f} ({100 * (after / before - 1):+.1f} %)"
+    assert second["truth"][:2] == ["", ""] and second["truth"][2] == f"{labels.overall['truth']['instability']:.4f}"
+    still = dataclasses.replace(labels, overall={**labels.overall, "still": dict.fromkeys(labels.metrics, 0.0)})
+    assert rows(markdown_table({"": still}))["still"][0] == "0.0000 (-100.0 %)"
+    against = dataclasses.replace(depth, settings={**depth.settings, "target": "base"})
+    assert "; held to what the network makes of the clean frame. Means" in markdown_table({"": against})
 
 
 @pytest.mark.parametrize("name", ["f.png", "f.svg", "f.pdf"])

@@ -21,6 +21,13 @@ _ROOMS = {
     "save_adapter": "checkpoint",
     "load_adapter": "checkpoint",
     "load_task": "tasks",
+    "TransformInvariance": "regularizers",
+    "SparseJacobian": "regularizers",
+    "Stability": "regularizers",
+    "NoiseStability": "regularizers",
+    "weight_of": "regularizers",
+    "ratio_of": "regularizers",
+    "finetune": "finetuning",
     "InputError": "checks",
 }
 _MODULES = {"corruptions", "data", "export", "losses", "metrics", "state", "training", "video"}
@@ -31,8 +38,27 @@ if TYPE_CHECKING:
     from unflicker.checkpoint import save_adapter as save_adapter
     from unflicker.checks import InputError as InputError
     from unflicker.controllers import Controller as Controller
+    from unflicker.finetuning import finetune as finetune
     from unflicker.model import StabilizedModel as StabilizedModel
     from unflicker.model import stabilize as stabilize
+    from unflicker.regularizers import (
+        NoiseStability as NoiseStability,
+    )
+    from unflicker.regularizers import (
+        SparseJacobian as SparseJacobian,
+    )
+    from unflicker.regularizers import (
+        Stability as Stability,
+    )
+    from unflicker.regularizers import (
+        TransformInvariance as TransformInvariance,
+    )
+    from unflicker.regularizers import (
+        ratio_of as ratio_of,
+    )
+    from unflicker.regularizers import (
+        weight_of as weight_of,
+    )
     from unflicker.stabilizers import (
         EMA as EMA,
     )

@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,24 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from unflicker.checks import InputError, nearest
-from unflicker.networks import hub
+from unflicker.data import open_video
+from unflicker.data.layouts import VIPER_CLASSES
+from unflicker.data.scenes import CLASSES
+from unflicker.networks import adain, deeplab, hub
 from unflicker.networks.base import IMAGENET_MEAN, IMAGENET_STD, Framed, Sizing, misfits, needed, told
 from unflicker.networks.hdrnet import HDRNet
 from unflicker.networks.nafnet import NAFNet
 from unflicker.networks.onnx_file import OnnxNetwork
+from unflicker.networks.unet import UNet
 from unflicker.tasks import TASKS, load_network
 
-NETWORKS: dict[str, Callable[[], nn.Module]] = {"nafnet": NAFNet, "hdrnet": HDRNet}
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "nafnet": NAFNet,
+    "hdrnet": HDRNet,
+    "deeplab-viper": partial(deeplab.untrained, len(VIPER_CLASSES)),
+    "unet-depth": partial(UNet, 1),
+    "unet-segment": partial(UNet, len(CLASSES)),
+}
 WRAPPERS = ("state_dict", "model_state_dict", "params_ema", "params", "model", "net")  # where checkpoints keep weights
 RANDOM = "random"
 
@@ -39,6 +50,7 @@ def load_base(name: str, weights: str | Path | None = None) -> nn.Module:
             timm:NAME, a classifier of timm;
             hf:OWNER/NAME or hf:./FOLDER, a network of transformers for depth, segmentation, image-to-image or classes;
             smp:ARCHITECTURE:ENCODER, a segmentation network of segmentation-models-pytorch;
+            style:PICTURE, AdaIN in the style of a picture, with `weights` a folder of the published files;
             FILE.onnx, run by onnxruntime; only its input and output can be stabilized.
         weights: a .safetensors file, or a .pth or .pt file that holds nothing but tensors; None keeps those the
             network comes with, which timm: and hf: fetch from the hub. "random" leaves those of timm:, hf: and smp:
@@ -58,6 +70,8 @@ def load_base(name: str, weights: str | Path | None = None) -> nn.Module:
     file, colon, function = name.rpartition(":")
     if kind in OTHERS:
         return _of_package(kind, rest, weights).eval().requires_grad_(False)
+    if kind == "style":
+        return _styled(rest, weights)
     if name.endswith(".onnx"):
         if weights is not None:
             raise InputError(f"{name} has its weights inside; leave {weights} out.")
@@ -71,8 +85,8 @@ def load_base(name: str, weights: str | Path | None = None) -> nn.Module:
     else:
         hint = nearest(name, (*TASKS, *NETWORKS))
         raise InputError(
-            f"There is no network {name!r}; {hint} A network of yours is FILE.py:FUNCTION or FILE.onnx, one of other "
-            "packages timm:NAME, hf:OWNER/NAME, hf:./FOLDER or smp:ARCHITECTURE:ENCODER."
+            f"There is no network {name!r}; {hint} A network of yours is FILE.py:FUNCTION or FILE.onnx, AdaIN is "
+            "style:PICTURE, one of other packages timm:NAME, hf:OWNER/NAME, hf:./FOLDER or smp:ARCHITECTURE:ENCODER."
         )
     if weights is not None:
         _load_weights(network, Path(weights))
@@ -137,6 +151,21 @@ def _smp(name: str, found: Mapping[str, Tensor] | None, trained: bool) -> Framed
         raise InputError(f"smp:{name} cannot be made: {told(error)[:200]}.") from None
     # Nearly all encoders of that package were trained with ImageNet's normalisation.
     return Framed(net, mean=IMAGENET_MEAN, std=IMAGENET_STD, sizing=Sizing(multiple=32))
+
+
+def _styled(picture: str, weights: str | Path | None) -> nn.Module:
+    if not Path(picture).is_file():
+        raise InputError(f"There is no picture {picture!r} to take the style from; write style:PICTURE.")
+    style = open_video(Path(picture)).read([0])[0]
+    style = style.float() / 255 if style.dtype == torch.uint8 else style
+    if str(weights) == RANDOM:
+        return adain.AdaIN(style).eval().requires_grad_(False)
+    if weights is None:
+        raise InputError(
+            "style:PICTURE needs the published weights of AdaIN: give --weights FOLDER, which holds vgg_normalised.pth "
+            "and decoder.pth."
+        )
+    return adain.load(Path(weights) / "vgg_normalised.pth", Path(weights) / "decoder.pth", style)
 
 
 def _rows(found: Mapping[str, Tensor] | None, name: str) -> int | None:

@@ -20,9 +20,9 @@ from unflicker.checks import InputError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from unflicker.evaluation import Evaluation
     from unflicker.experiments import OnStep
     from unflicker.recipes import Recipe
+    from unflicker.results import Evaluation
     from unflicker.run import RunResult
 
 BAD_INPUT, INCOMPLETE, INTERRUPTED = 2, 3, 130
@@ -85,12 +85,13 @@ def run(
     source: Annotated[Path, typer.Argument(metavar="IN", help="A video, or a folder of images.")],
     destination: Annotated[str, typer.Argument(metavar="OUT", help="A video (.mp4 .mkv .mov), or a new folder.")],
     task: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="What to do: denoise (noise up to 0.2), denoise-heavy (0.6), "
-            "none (no network: take the video's own flicker out)."
+            "none (no network: take the video's own flicker out) [denoise].",
+            show_default=False,
         ),
-    ] = "denoise",
+    ] = None,
     adapter: Annotated[
         str,
         typer.Option(
@@ -100,6 +101,27 @@ def run(
         ),
     ] = "default",
     strength: Annotated[float, typer.Option(help="How much the past counts: 0 off, 1 as trained, 2 stronger.")] = 1.0,
+    processed: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="VIDEO",
+            help="IN after any program that made it flicker: this is made steady, and IN says what is flicker.",
+            show_default=False,
+        ),
+    ] = None,
+    render: Annotated[
+        str | None,
+        typer.Option(
+            metavar="STYLE",
+            help="How to show what the network returns: picture, depth (colours), grey (depth in 16 bits), labels "
+            "(colours on the frame), index (class numbers in PNGs), classes (their names); by its shape unless told.",
+            show_default=False,
+        ),
+    ] = None,
+    value_range: Annotated[
+        tuple[float, float] | None,
+        typer.Option("--range", metavar="LOW HIGH", help="What is black and brightest of depth.", show_default=False),
+    ] = None,
     compare: Annotated[bool, typer.Option("--compare", help="Write network alone | stabilized.")] = False,
     explain: Annotated[
         bool,
@@ -122,6 +144,9 @@ def run(
     from unflicker.run import run_video
     from unflicker.tasks import load_task
 
+    if processed is not None and not (task in (None, "none") and network is None and weights is None):
+        raise InputError("--processed is what a program has made of IN already; leave --task, --model, --weights out.")
+    task = task or ("denoise" if processed is None else "none")
     if network is not None or weights is not None or Path(adapter).is_dir():
         model = open_model(network or task, weights, adapter, example=_example(source))
     else:
@@ -131,6 +156,9 @@ def run(
             model,
             source,
             destination,
+            processed=processed,
+            render=render,
+            value_range=value_range,
             strength=strength,
             scene_cuts=scene_cuts,
             compare=compare,
@@ -351,6 +379,77 @@ def sweep(
         raise InputError("A sweep needs test videos (--data DIR), or a video of yours to find a strength for (--clip).")
     if clip is not None:
         _recommend(loaded, spec, clip, truth, strengths, limit)
+
+
+@app.command()
+def finetune(
+    network: Annotated[
+        str,
+        typer.Option(
+            "--model",
+            metavar="NETWORK",
+            help="A network of yours, FILE.py:FUNCTION, or any other that `run` takes, but for ONNX files.",
+        ),
+    ],
+    images: Annotated[
+        Path, typer.Option(metavar="DIR", help="PNG, JPEG, TIFF, BMP or WebP: frames or photos, as your video is like.")
+    ],
+    targets: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="What the network should make of each, by the same name; EXR and the like are linear light. Without "
+            "it, what it makes now: it keeps doing what it does, and nobody has to know better.",
+            show_default=False,
+        ),
+    ] = None,
+    video: Annotated[
+        Path | None, typer.Option(metavar="CLIP", help="A real clip to measure on as well.", show_default=False)
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="[NETWORK-steady.safetensors].", show_default=False)
+    ] = None,
+    term: Annotated[
+        str, typer.Option(help="transform-invariance, sparse-jacobian, noise, or stability (only to compare with).")
+    ] = "transform-invariance",
+    ratio: Annotated[float, typer.Option(help="How much steadiness counts against the target; up to about 32.")] = 4.0,
+    steps: Annotated[int, typer.Option(help="Of training.")] = 500,
+    batch: Annotated[int, typer.Option(help="Crops a step.")] = 8,
+    learning_rate: Annotated[float, typer.Option(help="At its highest.")] = 1e-4,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace FILE if it exists.")] = False,
+    weights: WeightsOption = None,
+) -> None:
+    """Fine-tune a network on images alone so that it is steady on video by itself, and say what that did."""
+    tune_process()
+    from rich.console import Console
+
+    from unflicker.bases import load_base
+    from unflicker.steadying import steady, table
+
+    if network.endswith(".onnx"):
+        raise InputError(f"{network} cannot be trained: ONNX files are run as they are; give the network itself.")
+    name = Path(network.rpartition(":")[0] or network).stem
+    with _training_bar(steps, name) as on_step:
+        found = steady(
+            load_base(network, weights),
+            images,
+            Path(f"{name}-steady.safetensors") if out is None else out,
+            targets=targets,
+            video=video,
+            term=term,
+            ratio=ratio,
+            steps=steps,
+            batch=batch,
+            learning_rate=learning_rate,
+            overwrite=overwrite,
+            on_step=lambda step, told: on_step(
+                step, {"accuracy": told["reconstruction"], "stability": told["term"], "total": told["total"]}
+            ),
+        )
+    Console().print(table(found))
+    for line in found.notes:
+        _say(f"warning: {line}")
+    _say(f"{found.file}: run it by `unflicker run IN OUT --model {network} --weights {found.file}`.")
 
 
 @app.command()
@@ -645,6 +744,8 @@ def _report(destination: str, result: RunResult) -> None:
         _say(f"Look at {result.explanation} for why.")
     if result.resized:
         _say(f"warning: {result.resized} frames came in another size than the first and were resized to it.")
+    if result.unpaired:
+        _say(f"warning: {result.unpaired}")
     if result.damage:
         _say(f"warning: {result.damage}")
         raise typer.Exit(INCOMPLETE)

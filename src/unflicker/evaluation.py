@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-import copy
-import importlib.metadata
-import json
+import contextlib
 import math
-import multiprocessing
-import os
-import signal
 import statistics
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -30,129 +21,17 @@ from unflicker.checks import InputError, nearest
 from unflicker.corruptions import parse
 from unflicker.data.base import Recording, Video
 from unflicker.data.clips import read_frames
-from unflicker.flow import flow as find_flow
+from unflicker.kinds import Kind, as_output, as_target, check_alike, output_kinds, target_kinds
 from unflicker.layers import evaluating
-from unflicker.measure import FLOW_WIDTH
-from unflicker.metrics.base import vector
-from unflicker.metrics.motion import NOISE, FlickerStream, WarpingStream
-from unflicker.metrics.quality import frame_psnr, frame_ssim
-from unflicker.metrics.temporal import InstabilityStream, TemporalDifferenceStream
-from unflicker.model import MOST, StabilizedModel, stabilize
+from unflicker.model import MOST, StabilizedModel
+from unflicker.outputs import main_tensor, run_once
+from unflicker.processes import spread
+from unflicker.results import BASE, TRUTH, About, Costs, Evaluation, Numbers, Skipped, VideoNumbers
+from unflicker.scores import METRICS, Motion, fitting
+from unflicker.sharing import SharedBase, attach, clock
 from unflicker.stabilizers import Stabilizer
 from unflicker.state import State
 from unflicker.video.ahead import read_ahead
-
-BASE, TRUTH = "base", "truth"  # rows that are always called so
-BEST_PSNR = 100.0  # dB; a frame without any error would make the mean infinite
-FORMAT = 1
-
-Numbers = dict[str, float | None]
-
-
-# --- metrics ----------------------------------------------------------------------------------------------------------
-
-
-class FrameStream(Protocol):
-    """One video on its way through a metric."""
-
-    def update(self, preds: Tensor, target: Tensor) -> None:
-        """Take the next frames, (T, C, H, W) each."""
-        ...
-
-    def totals(self) -> Tensor:
-        """Return a sum and what it is divided by, float64 (2,)."""
-        ...
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A metric as evaluations know it: what it is called, which way is better, and how a video goes through it."""
-
-    heading: str
-    unit: str
-    higher_is_better: bool
-    stream: Callable[[Motion], FrameStream]
-    root: bool = False
-    """The number is the square root of the mean."""
-    of_truth: bool = False
-    """It says something of the truth alone as well: the floor."""
-
-    def value(self, totals: Sequence[float]) -> float | None:
-        """Return the number that sums make; None where there is nothing, or what came is no number."""
-        mean = totals[0] / totals[1] if totals[1] else math.nan
-        return (math.sqrt(mean) if self.root else mean) if math.isfinite(mean) else None
-
-
-class Motion:
-    """The optical flow of the truth, found once for each pair of frames, whoever asks: DIS, "fast"."""
-
-    def __init__(self) -> None:
-        self._pair: tuple[Tensor, Tensor] | None = None
-        self._flows: tuple[Tensor, Tensor] | None = None
-
-    def __call__(self, a: Tensor, b: Tensor) -> Tensor:
-        if self._pair is not None and self._flows is not None:
-            for one, other, found in ((*self._pair, self._flows[0]), (*reversed(self._pair), self._flows[1])):
-                if torch.equal(a, one) and torch.equal(b, other):
-                    return found
-        find = partial(find_flow, preset="fast", scale=min(1.0, FLOW_WIDTH / a.shape[-1]))
-        self._pair, self._flows = (a, b), (find(a, b), find(b, a))
-        return self._flows[0]
-
-
-class _Mean:
-    """The mean over frames of what each frame has for itself."""
-
-    def __init__(self, measure: Callable[[Tensor, Tensor], Tensor], most: float = math.inf) -> None:
-        self.measure, self.most = measure, most
-        self.sums = torch.zeros(2, dtype=torch.float64)
-
-    def update(self, preds: Tensor, target: Tensor) -> None:
-        found = self.measure(preds, target).clamp(max=self.most)
-        self.sums += vector(found.sum(dtype=torch.float64), len(found))
-
-    def totals(self) -> Tensor:
-        return self.sums
-
-
-class _Instability(InstabilityStream):
-    """Of the output alone."""
-
-    def update(self, preds: Tensor, target: Tensor | None = None) -> None:
-        super().update(preds)
-
-    def totals(self) -> Tensor:
-        return self.sums[:2]
-
-
-class _Warping(WarpingStream):
-    """Sums over pairs instead of videos."""
-
-    def totals(self) -> Tensor:
-        return vector(self.sum, self.pairs)
-
-
-class _Flicker(FlickerStream):
-    """Sums over values instead of videos."""
-
-    def totals(self) -> Tensor:
-        return vector(self.energy / NOISE, self.counted)
-
-
-# A new metric is an entry here.
-METRICS: dict[str, Metric] = {
-    "psnr": Metric("PSNR", "dB", True, lambda motion: _Mean(frame_psnr, BEST_PSNR)),
-    "ssim": Metric("SSIM", "", True, lambda motion: _Mean(frame_ssim)),
-    "instability": Metric("instability", "", False, lambda motion: _Instability(True, False), of_truth=True),
-    "temporal_difference_error": Metric(
-        "temporal-difference error", "", False, lambda motion: TemporalDifferenceStream(False), root=True
-    ),
-    "warping_error": Metric("warping error", "", False, _Warping, of_truth=True),
-    "flicker": Metric("flicker", "", False, _Flicker, root=True, of_truth=True),
-}
-
-
-# --- results ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -161,119 +40,6 @@ class Method:
 
     model: StabilizedModel | Stabilizer
     strength: float = 1.0
-
-
-@dataclass(frozen=True)
-class About:
-    """What a metric's numbers mean."""
-
-    heading: str
-    unit: str
-    higher_is_better: bool
-
-
-@dataclass(frozen=True)
-class Costs:
-    """What a method takes. Of "base": the network's own; of others, weights and multiply-adds are what they add."""
-
-    milliseconds: float | None
-    """A frame's median, the base's part included; None where the base did not run alone."""
-    state_mib: float
-    """What passes from frame to frame, MiB, at most."""
-    weights: int
-    multiply_adds: int
-    """A frame's, of convolutions and matrix products, at the size of the first video; 0 where nothing counts as one."""
-
-
-@dataclass(frozen=True)
-class VideoNumbers:
-    """One video: its numbers, by method and metric."""
-
-    name: str
-    frames: int
-    height: int
-    width: int
-    numbers: dict[str, Numbers]
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """A video that could not be read."""
-
-    name: str
-    reason: str
-
-
-@dataclass
-class Evaluation:
-    """What `evaluate` found.
-
-    `overall` is over all frames of all videos alike, as in the paper's tables: a long video counts for more. `videos`
-    has each one's own numbers, for other means. Both are by method, then by metric; None where there is no number
-    (one frame has no instability) or what came was no number. "base" is the network alone, "truth" the truth itself,
-    for the metrics that need no other: less than its instability is not better.
-    """
-
-    metrics: dict[str, About]
-    overall: dict[str, Numbers]
-    videos: list[VideoNumbers]
-    costs: dict[str, Costs]
-    strengths: dict[str, float]
-    metric_milliseconds: dict[str, float]
-    """What a metric took for one frame of one method, mean; what methods share (flow) is spread over them."""
-    frames: int
-    seconds: float
-    settings: dict[str, Any]
-    """corruptions, size, frames, every, seed: what was asked for."""
-    skipped: list[Skipped] = field(default_factory=list)
-
-    def write(self, path: str | Path) -> None:
-        """Write it as JSON; a file at `path` is replaced once the new one is whole.
-
-        Raises:
-            InputError: the file cannot be written.
-        """
-        path = Path(path)
-        content = {"format": FORMAT, "unflicker": importlib.metadata.version("unflicker"), **asdict(self)}
-        part = path.with_name(f"{path.name}.{os.getpid()}.part")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-            part.replace(path)
-        except OSError as error:
-            raise InputError(f"{path} cannot be written ({error.strerror}).") from error
-
-    @classmethod
-    def read(cls, path: str | Path) -> Evaluation:
-        """Read what `write` wrote.
-
-        Raises:
-            InputError: there is no such file, or it is another.
-        """
-        try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise InputError(f"{path} cannot be read ({error.strerror}).") from error
-        except ValueError as error:
-            raise InputError(f"{path} is no JSON ({error}); give a file that Evaluation.write wrote.") from error
-        if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
-            raise InputError(f"{path} is no evaluation of this version (format {FORMAT}): evaluate anew.")
-        try:
-            content.pop("unflicker")
-            return cls(
-                **{
-                    **content,
-                    "metrics": {name: About(**each) for name, each in content["metrics"].items()},
-                    "videos": [VideoNumbers(**each) for each in content["videos"]],
-                    "costs": {name: Costs(**each) for name, each in content["costs"].items()},
-                    "skipped": [Skipped(**each) for each in content["skipped"]],
-                }
-            )
-        except (KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{path} is damaged: {error!r}.") from None
-
-
-# --- evaluating -------------------------------------------------------------------------------------------------------
 
 
 def evaluate(
@@ -295,8 +61,17 @@ def evaluate(
     """Take whole videos through a base and through what makes it steady, and measure all of them in one pass.
 
     Each video is one stream that begins afresh, frame by frame as `unflicker run` takes it, its first frame included;
-    memory does not grow with its length but for one time a frame. Outputs are clipped to [0, 1]. The target is the
-    recording's "truth" if it has one, else the frame before corruption.
+    memory does not grow with its length but for one time a frame. What is unknown of a target (NaN, a negative class)
+    is left out of every number.
+
+    The target says what the network is for: pictures (B, C, H, W), which are clipped to [0, 1]; with "depth" or
+    "disparity", 1 / depth up to scale and shift, (B, 1, H, W) or (B, H, W); with labels, logits (B, K, H, W); with
+    classes of frames, logits (B, K). Of a tuple or dict the main entry is taken, see `unflicker.outputs.main_output`.
+
+    "instability" is that of Instant Video Models: of pictures and depth the root mean square change per value, times
+    sqrt(C * H * W) the paper's number; of disparity after the fit of every frame to the truth, which hides flicker of
+    scale and shift, so against "base" without it; of labels and classes the share that changes. "abs_rel" and "delta1"
+    compare depth, at most 200, after that fit; "miou" is of the pixels of all videos together.
 
     Args:
         base: the network on frames (B, 3, H, W) in [0, 1].
@@ -306,15 +81,16 @@ def evaluate(
             shares its output, found once for each frame.
         corruptions: what is done to the frames, for `unflicker.corruptions.parse`, in this order; seeded from `seed`,
             the place in this list and the number of the video.
-        metrics: keys of `METRICS`. "ssim" and what follows motion ("warping_error", "flicker": flow of the target)
-            take several times as long as the others; `metric_milliseconds` tells. "instability" is the root mean
-            square per value; times sqrt(C * H * W) it is the paper's.
+        metrics: keys of `unflicker.scores.METRICS` that fit the target. "ssim" and what follows motion
+            ("warping_error", "flicker": flow of the target) take several times as long as the others;
+            `metric_milliseconds` tells.
         size: (height, width) to average frames to, first of all.
         frames: stop each video after that many.
         every: take one frame in so many.
         seed: of the corruptions.
-        target: "truth" or "clean"; or "base", what the network makes of the frame before corruption, which is what
-            networks that do not restore can be held to. Unless given, the truth where there is one.
+        target: a key of the recordings' targets, as "truth", "depth" or "labels"; "clean", the frame before
+            corruption; or "base", what the network makes of that, which is what any network can be held to. Unless
+            given, the truth where there is one, else "clean".
         processes: videos at a time, each in a process of one thread, which needs the `if __name__ == "__main__"`
             of scripts. All but times is the same to the last digit as one process with one thread.
         with_base: measure the base alone as well; without it a network whose layers are stabilized runs only once.
@@ -345,21 +121,15 @@ def evaluate(
         target,
     )
     _check(job, recordings, processes)
+    job = replace(job, kind=_kind(job, recordings))
     start = time.perf_counter()
     expected = sum(len(job.numbers(recording.frames)) for recording in recordings)
-    if processes == 1:
-        found, done = [], 0
-        for number, recording in enumerate(recordings):
 
-            def tell() -> None:
-                nonlocal done
-                done += 1
-                if on_frame is not None:
-                    on_frame(done, expected)
+    def on_step(done: int) -> None:
+        if on_frame is not None:
+            on_frame(done, expected)
 
-            found.append(_evaluate_video(job, number, recording, tell))
-    else:
-        found = _in_processes(job, recordings, processes, expected, on_frame)
+    found = spread(partial(_evaluate_video, job), recordings, processes, on_step)
     good = [each for each in found if each.reason is None]
     if not good:
         raise InputError(
@@ -382,6 +152,12 @@ class _Job:
     seed: int
     with_base: bool
     target: str | None
+    kind: Kind = "pictures"
+    """Of output, that the target asks for and the metrics fit."""
+
+    def key(self, recording: Recording) -> str:
+        """What a recording's target is called."""
+        return self.target or ("truth" if "truth" in recording.targets else "clean")
 
     def numbers(self, video: Video) -> range:
         """The frames that are read."""
@@ -432,13 +208,43 @@ def _check(job: _Job, recordings: Sequence[Recording], processes: int) -> None:
     for what, value in (("frames", job.frames), ("every", job.every), ("processes", processes)):
         if value is not None and value < 1:
             raise InputError(f"{what} must be 1 or more, got {value}.")
-    if job.target not in (None, "truth", "clean", "base"):
-        raise InputError(f"The target of an evaluation is truth, clean or base, got {job.target!r}.")
-    for recording in recordings if job.target == "truth" else ():
-        if "truth" not in recording.targets:
-            raise InputError(f"The recording {recording.name!r} has no truth; evaluate with the target clean or base.")
+    for recording in recordings if job.target not in (None, "clean", "base") else ():
+        if job.key(recording) not in recording.targets:
+            hint = nearest(job.key(recording), [*recording.targets, "clean", "base"])
+            raise InputError(f"The recording {recording.name!r} has no target {job.target!r}; {hint}")
     if job.size is not None and (len(job.size) != 2 or min(job.size) < 1):
         raise InputError(f"size must be (height, width) in pixels, got {job.size}.")
+
+
+def _kind(job: _Job, recordings: Sequence[Recording]) -> Kind:
+    """Which kind of output it is: the likeliest that all metrics fit."""
+    kinds = _kinds(job, recordings)
+    for kind in kinds:
+        if all(kind in METRICS[name].streams for name in job.metrics):
+            return kind
+    if not kinds:
+        raise InputError(f"No metric compares with the target {job.target!r}; take another.")
+    name = next(name for name in job.metrics if kinds[0] not in METRICS[name].streams)
+    raise InputError(
+        f"The metric {name!r} does not fit the target {job.target or 'clean'!r}, which is of {kinds[0]}; "
+        f"those that fit are {', '.join(fitting(kinds[0]))}."
+    )
+
+
+def _kinds(job: _Job, recordings: Sequence[Recording]) -> tuple[Kind, ...]:
+    """Which kinds of output it may be, by the first target that can be read, or by what the base makes of a frame."""
+    if job.target in (None, "clean", "truth"):
+        return ("pictures",)
+    for recording in recordings:
+        with contextlib.suppress(InputError, OSError):
+            clean, target = read_frames(recording, job.numbers(recording.frames)[:1], target=job.key(recording))
+            break
+    else:
+        return get_args(Kind)  # nobody can tell, and nothing will be measured
+    if job.target != "base":
+        return target_kinds(target, job.key(recording))
+    x = clean.to(next(job.base.parameters(), torch.zeros(())))
+    return output_kinds(main_tensor(run_once(job.base, x), x))
 
 
 def _evaluate_video(job: _Job, number: int, recording: Recording, tell: Callable[[], None]) -> _Found:
@@ -446,8 +252,8 @@ def _evaluate_video(job: _Job, number: int, recording: Recording, tell: Callable
     found = _Found(recording.name)
     rows = ([BASE] if job.with_base else []) + list(job.methods)
     motion = Motion()
-    streams = {row: {name: METRICS[name].stream(motion) for name in job.metrics} for row in rows}
-    floor = {name: METRICS[name].stream(motion) for name in job.metrics if METRICS[name].of_truth}
+    streams = {row: {name: METRICS[name].streams[job.kind](motion) for name in job.metrics} for row in rows}
+    floor = {name: METRICS[name].streams[job.kind](motion) for name in job.metrics if METRICS[name].of_truth}
     if floor:
         streams[TRUTH] = floor
     states: dict[str, State | None] = dict.fromkeys(job.methods)
@@ -460,10 +266,11 @@ def _evaluate_video(job: _Job, number: int, recording: Recording, tell: Callable
         stack.enter_context(torch.inference_mode())
         ahead = stack.enter_context(closing(read_ahead(_frames(job, number, recording))))
         try:
-            for frame, clean in ahead:
-                x, target = frame.to(first), clean.to(first.device)
+            for frame, wanted in ahead:
+                x, target = frame.to(first), wanted.to(first.device)
                 if job.target == "base":
-                    target = job.base(target).float().clamp(0, 1)
+                    target = as_output(job.base(wanted.to(first)), x, job.kind)
+                target = as_target(target, job.key(recording), job.kind)
                 outputs: dict[str, Any] = {}
                 if job.with_base:
                     outputs[BASE] = once(x)
@@ -473,16 +280,19 @@ def _evaluate_video(job: _Job, number: int, recording: Recording, tell: Callable
                         models[name] = attach(name, method.model, once, x)
                         stack.enter_context(evaluating(models[name]))
                 for name, model in models.items():
-                    before, start = once.computed, _clock(x)
+                    before, start = once.computed, clock(x)
                     y, states[name] = model(x, states[name], strength=job.methods[name].strength)
-                    seconds = _clock(x) - start
+                    seconds = clock(x) - start
                     # What another had computed already belongs to this one's time as well.
                     if once.shared_by(model) and once.computed == before:
                         seconds += once.seconds
                     found.milliseconds.setdefault(name, []).append(1000 * seconds)
                     outputs[name] = y
                 for row, each in streams.items():
-                    preds = target if row == TRUTH else _picture(outputs[row], target)
+                    preds = target
+                    if row != TRUTH:
+                        preds = as_output(outputs[row], x, job.kind)
+                        check_alike(preds, target, job.kind)
                     for name, stream in each.items():
                         start = time.perf_counter()
                         stream.update(preds, target)
@@ -506,85 +316,25 @@ class _UnreadableError(Exception):
 
 
 def _frames(job: _Job, number: int, recording: Recording) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield what goes in and what should come out, (1, C, H, W) each."""
-    truth = recording.targets.get("truth") if job.target in (None, "truth") else None
+    """Yield what goes in, (1, C, H, W), and what should come out; against "base" that is still the frame."""
+    key = job.key(recording)
+    truth = recording.targets.get(key)
     spoil = [parse(text, seed=_seed(job.seed, i, number)) for i, text in enumerate(job.corruptions)]
     numbers = job.numbers(recording.frames)
     if not numbers:
         raise _UnreadableError("it has no frames.")
     if truth is not None and truth.num_frames < recording.frames.num_frames:
-        raise _UnreadableError(f"its truth has {truth.num_frames} frames, but it has {recording.frames.num_frames}.")
+        raise _UnreadableError(
+            f"its target {key!r} has {truth.num_frames} frames, but it has {recording.frames.num_frames}."
+        )
     for t, i in enumerate(numbers):
         try:
-            frame, target = read_frames(recording, [i], target="clean" if truth is None else "truth", size=job.size)
+            frame, target = read_frames(recording, [i], target=key, size=job.size)
         except (InputError, OSError) as error:  # a file may be gone by the time it is its turn
             raise _UnreadableError(str(error)) from error
         for corruption in spoil:
             frame = corruption(frame, start=t)
         yield frame, target
-
-
-class SharedBase(nn.Module):
-    """A base whose output for a frame is computed once, whoever asks for it.
-
-    It hides the base from what is built around it, so that nothing about the base changes.
-    """
-
-    def __init__(self, base: nn.Module) -> None:
-        super().__init__()
-        self._base = (base,)  # a tuple is no submodule
-        self._seen: Tensor | None = None
-        self._output: Any = None
-        self.computed = 0
-        """How many times the base has run."""
-        self.seconds = 0.0
-        """What it took the last time."""
-
-    @property
-    def base(self) -> nn.Module:
-        return self._base[0]
-
-    def forward(self, x: Tensor) -> Any:
-        if x is not self._seen:
-            start = _clock(x)
-            self._output = self.base(x)
-            self.seconds = _clock(x) - start
-            self._seen = x
-            self.computed += 1
-        return self._output
-
-    def shared_by(self, model: StabilizedModel) -> bool:
-        return model.base is self
-
-
-def attach(name: str, model: StabilizedModel | Stabilizer, once: SharedBase, x: Tensor) -> StabilizedModel:
-    """Return a method's model, on the shared base where it touches nothing but that base's output.
-
-    Raises:
-        InputError: the stabilizer has weights, which nobody has trained.
-    """
-    if isinstance(model, Stabilizer):
-        made = stabilize(once, {"": model}, example=x)
-        if any(True for _ in made.parameters()):
-            raise InputError(
-                f"The method {name!r} is a {type(model).__name__} whose weights are not trained: give the model that "
-                "stabilize() made and fit() trained."
-            )
-        return made
-    outside = all(not place.address.layer and not place.address.is_input for place in model.places.values())
-    if model.base is not once.base or not outside:
-        return model
-    copied = copy.copy(model)  # shares all weights; the model itself stays on its base
-    copied._modules = {**model._modules, "base": once}
-    return copied
-
-
-def _picture(y: Any, target: Tensor) -> Tensor:
-    """What image metrics look at."""
-    if not isinstance(y, Tensor) or y.shape != target.shape:
-        came = f"shape {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
-        raise InputError(f"The network must return what the truth is like, {tuple(target.shape)}, got {came}.")
-    return y.float().clamp(0, 1)
 
 
 def _seed(seed: int, position: int, number: int) -> int:
@@ -597,26 +347,16 @@ def _bytes(state: State | None) -> int:
     return sum(value.nbytes for value in (state or {}).values())
 
 
-def _clock(x: Tensor) -> float:
-    if x.is_cuda:
-        torch.cuda.synchronize(x.device)
-    return time.perf_counter()
-
-
 # --- summing up -------------------------------------------------------------------------------------------------------
 
 
 def _summary(job: _Job, found: list[_Found], good: list[_Found], seconds: float) -> Evaluation:
+    def number(each: list[_Found], row: str, name: str) -> float | None:
+        columns = zip(*(one.totals[row][name] for one in each), strict=True)
+        return METRICS[name].value([math.fsum(column) for column in columns])  # the same in whatever order
+
     def numbers(each: list[_Found]) -> dict[str, Numbers]:
-        return {
-            row: {
-                name: METRICS[name].value(
-                    [math.fsum(one.totals[row][name][i] for one in each) for i in range(2)]  # whatever the order
-                )
-                for name in metrics
-            }
-            for row, metrics in each[0].totals.items()
-        }
+        return {row: {name: number(each, row, name) for name in names} for row, names in each[0].totals.items()}
 
     measured = {name: max(1, sum(each.measured[name] for each in good)) for name in job.metrics}
     return Evaluation(
@@ -639,6 +379,7 @@ def _summary(job: _Job, found: list[_Found], good: list[_Found], seconds: float)
             "frames": job.frames,
             "every": job.every,
             "seed": job.seed,
+            "target": job.target,
         },
         skipped=[Skipped(each.name, each.reason) for each in found if each.reason is not None],
     )
@@ -674,79 +415,3 @@ def _multiply_adds(run: Callable[[], Any]) -> int:
     with FlopCounterMode(display=False) as counter:
         run()
     return counter.get_total_flops() // 2
-
-
-# --- several processes ------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Worker:
-    """What a process that evaluates videos keeps."""
-
-    job: _Job
-    counter: Any
-    stop: Any
-
-
-_worker: _Worker | None = None  # of this process, if it is one
-
-
-def _in_processes(
-    job: _Job,
-    recordings: Sequence[Recording],
-    processes: int,
-    expected: int,
-    on_frame: Callable[[int, int], None] | None,
-) -> list[_Found]:
-    context = multiprocessing.get_context("spawn")
-    counter, stop = context.Value("q", 0), context.Event()
-    count = min(processes, len(recordings))
-    with ProcessPoolExecutor(count, context, _begin, (job, counter, stop)) as pool:
-        futures = [pool.submit(_work, number, recording) for number, recording in enumerate(recordings)]
-        try:
-            running = set(futures)
-            while running:
-                done, running = wait(running, timeout=0.5, return_when=FIRST_EXCEPTION)
-                for each in done:
-                    each.result()  # what went wrong there goes wrong here
-                if on_frame is not None:
-                    on_frame(counter.value, expected)
-            return [each.result() for each in futures]
-        except BrokenProcessPool as error:
-            raise InputError(
-                "A process died, most likely for lack of memory (take fewer processes), or because the script that "
-                'calls evaluate has no `if __name__ == "__main__":`.'
-            ) from error
-        except BaseException:
-            stop.set()  # they look at it after every frame
-            pool.shutdown(cancel_futures=True)
-            raise
-
-
-def _begin(job: _Job, counter: Any, stop: Any) -> None:
-    """Prepare a process; it goes when its parent has gone, however that was killed."""
-    global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which sets `stop`
-    torch.set_num_threads(1)
-    _worker = _Worker(job, counter, stop)
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _work(number: int, recording: Recording) -> _Found:
-    assert _worker is not None
-    worker = _worker
-
-    def tell() -> None:
-        with worker.counter.get_lock():
-            worker.counter.value += 1
-        if worker.stop.is_set():
-            raise InterruptedError("stopped")
-
-    return _evaluate_video(worker.job, number, recording, tell)

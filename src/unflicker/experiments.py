@@ -27,15 +27,18 @@ from unflicker.checks import InputError
 from unflicker.controllers import Controller
 from unflicker.corruptions import Compose, parse
 from unflicker.data import ClipDataset, Recording, load, read_frames
-from unflicker.evaluation import Evaluation, Method, Skipped, evaluate
+from unflicker.evaluation import Method, evaluate
+from unflicker.layers import pick
 from unflicker.losses import unified_loss
 from unflicker.model import StabilizedModel, stabilize
+from unflicker.outputs import main_output, main_tensor
 from unflicker.recipes import Recipe, load_recipe
+from unflicker.results import Evaluation, Skipped
 from unflicker.sets import FILE as SETS
 from unflicker.sets import Sets, known_sets, note_sets, open_sets
 from unflicker.stabilizers import from_description
 from unflicker.state import State
-from unflicker.tasks import TASKS, add_adapter
+from unflicker.tasks import TASKS, add_adapter, paper_plan
 from unflicker.tradeoff import figure, frontier, markdown_table
 from unflicker.training import Batch, device, fit, known_frames, shard
 
@@ -70,8 +73,8 @@ def build_model(recipe: Recipe) -> StabilizedModel:
         InputError: network, weights, plan or adapter do not fit each other.
     """
     network = load_base(recipe.base.network, recipe.base.weights)
-    side = recipe.data.crop or 64
-    example = torch.zeros(1, 3, side, side)
+    crop = recipe.data.crop or 64
+    example = torch.zeros(1, 3, *((crop, crop) if isinstance(crop, int) else crop))
     adapter = recipe.adapter
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.training.seed)
@@ -79,7 +82,10 @@ def build_model(recipe: Recipe) -> StabilizedModel:
             if adapter.plan:
                 raise InputError("The recipe has both adapter.plan and adapter.start; leave one out.")
             return with_adapter(recipe, network, adapter.start)
-        if not adapter.plan:
+        plan = adapter.stabilizers()
+        if (everywhere := plan.pop("paper", None)) is not None:
+            plan = {**paper_plan(network, everywhere), **plan}
+        if not plan:
             with _told_of(network, example), torch.no_grad():
                 network(example)
             return add_adapter(network, "none", example=example)
@@ -88,7 +94,7 @@ def build_model(recipe: Recipe) -> StabilizedModel:
             for each in adapter.controllers
         )
         with _told_of(network, example):
-            return stabilize(network, adapter.stabilizers(), controller=controllers or None, example=example)
+            return stabilize(network, plan, controller=controllers or None, example=example)
 
 
 def train(
@@ -204,12 +210,15 @@ def validation_loss(
     state: State | None = None
     previous: Batch | None = None
     total, known = 0.0, 0
+    entry: str | None = None
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     with torch.no_grad():
         for start in range(0, length, CHUNK):
             numbers = [every * t for t in range(start, min(start + CHUNK, length))]
             clean, truth = read_frames(recording, numbers, target=data.target, size=data.size)
-            preds, state = model(corrupt(clean, start=start)[None].to(device), state)
+            entry = main_output(model.base, clean[:1].to(device)) if entry is None else entry
+            output, state = model(corrupt(clean, start=start)[None].to(device), state)
+            preds = pick(output, entry.removeprefix("::"), "The network's output")
             target = _target(truth[None].to(device), teacher).to(device)
             terms = unified_loss(
                 preds, target, stability=loss.stability, distance=loss.distance, previous=previous, frames=1
@@ -493,7 +502,8 @@ def _target(clean: Tensor, teacher: nn.Module | None) -> Tensor:
         return clean
     with torch.no_grad():
         device = next((p.device for p in teacher.parameters()), clean.device)
-        return teacher(clean.flatten(0, 1).to(device)).unflatten(0, clean.shape[:2])
+        frames = clean.flatten(0, 1).to(device)
+        return main_tensor(teacher(frames), frames).unflatten(0, clean.shape[:2])
 
 
 def _save(model: StabilizedModel, recipe: Recipe, folder: Path, log: _Log, started: float) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from functools import lru_cache
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from unflicker.evidence import LONGEST
 from unflicker.functional import half, luma, resize
 from unflicker.model import StabilizedModel
 from unflicker.state import State
+from unflicker.video.writer import names_folder
 
 LARGEST = 640  # columns of a panel; wider frames are shown at half size
 BAR, GAP = 20, 4  # height of a caption and distance between the panels, in pixels
@@ -36,13 +36,13 @@ def explain_path(destination: str | Path) -> str:
     ('clips/out.explain.mp4', 'frames.explain/', 'frames.v2.explain/')
     """
     path = Path(destination)
-    if str(destination).endswith(("/", os.sep)) or not path.suffix:
+    if names_folder(destination):
         return str(path.with_name(f"{path.name}.explain")) + "/"
     return str(path.with_name(f"{path.stem}.explain{path.suffix}"))
 
 
 def check_explains(model: StabilizedModel) -> None:
-    """See that a model keeps evidence for its network's output.
+    """See that a model keeps evidence for its network's output, of every place in the frame.
 
     Raises:
         InputError: it does not.
@@ -52,10 +52,16 @@ def check_explains(model: StabilizedModel) -> None:
     unflicker.checks.InputError: There is nothing to explain: this adapter keeps no evidence for the network's output, \
 as "aligned" does.
     """
-    if "output" in model.stabilizers:
-        kept = model.stabilizers["output"].fresh(torch.zeros(1, 3, 2, 2))
-        if {"evidence", "moved"} <= kept.keys():
-            return
+    for key, place in model.places.items():
+        if key.partition("::")[0] == "output":
+            kept = model.stabilizers[key].fresh(torch.zeros(1, place.channels, 2, 2))
+            if {"evidence", "moved"} <= kept.keys():
+                return
+            if "evidence" in kept:
+                raise InputError(
+                    "--explain draws where in the frame the past was trusted, but the network's output has no places, "
+                    f"it is one {place.layout} for all of the frame; leave it out."
+                )
     raise InputError(
         'There is nothing to explain: this adapter keeps no evidence for the network\'s output, as "aligned" does.'
     )
@@ -78,8 +84,8 @@ def explain_frame(result: Tensor, base: Tensor, state: State) -> Tensor:
     along the motion, nothing), over a grey picture; the result minus the base's output, times 8, around mid grey.
 
     Args:
-        result: what the model returned, (1, 3, H, W) in [0, 1].
-        base: what the network alone returns for the same frame.
+        result: what the model returned, rendered, (1, 3, H, W) in [0, 1].
+        base: what the network alone returns for the same frame, rendered alike.
         state: what the model returned with it.
 
     Returns:
@@ -98,7 +104,7 @@ def explain_frame(result: Tensor, base: Tensor, state: State) -> Tensor:
     if result.shape[-1] != width:
         result, base = half(result), half(base)
     result, base = (each.float().cpu() for each in (result, base))
-    evidence, moved = (state[f"output/{name}"].float().cpu() for name in ("evidence", "moved"))
+    evidence, moved = (_kept(state, name).float().cpu() for name in ("evidence", "moved"))
     # Evidence counts the present as well: what is above 1 are the odds of the past.
     origin = torch.where(
         evidence - 1 < TRUSTED, _colour(NOTHING), torch.where(moved > 0.5, _colour(MOVED), _colour(STATIC))
@@ -111,6 +117,11 @@ def explain_frame(result: Tensor, base: Tensor, state: State) -> Tensor:
         top += BAR
         canvas[:, top : top + height, left : left + width] = F.interpolate(panel, size=(height, width))[0].clamp(0, 1)
     return canvas
+
+
+def _kept(state: State, name: str) -> Tensor:
+    """What the stabilizer of the output keeps under a name, be the output a tensor or an entry, as "::depth"."""
+    return next(value for key, value in state.items() if key.startswith("output") and key.endswith(f"/{name}"))
 
 
 def _panel(height: int, width: int) -> tuple[int, int]:

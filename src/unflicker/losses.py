@@ -228,8 +228,36 @@ def affine_aligned_rmse(preds: Tensor, target: Tensor, *, epsilon: float = 1e-6)
     return rmse(affine_align(preds, target), target, epsilon=epsilon)
 
 
+def inverse_depth_rmse(preds: Tensor, target: Tensor, *, epsilon: float = 1e-6) -> Tensor:
+    """Return the distance of disparity from a true depth: `affine_aligned_rmse` to 1 / depth, frame by frame.
+
+    Args:
+        preds: frames (..., C, H, W), 1 / depth up to scale and shift.
+        target: depth as preds; NaN, 0 and beyond 1e9 are unknown.
+        epsilon: that of `rmse`.
+
+    Returns:
+        (...), at least 0, in the units of 1 / target.
+
+    Raises:
+        InputError: the shapes differ, or are no frames.
+
+    >>> depth = 1 + torch.rand(2, 1, 4, 4)
+    >>> bool((inverse_depth_rmse(3 / depth + 1, depth) < 0.0011).all())
+    True
+    """
+    return affine_aligned_rmse(preds, _inverse(target), epsilon=epsilon)
+
+
+def _inverse(depth: Tensor) -> Tensor:
+    depth = _precise(depth)
+    known = (depth > 0) & (depth <= 1e9)
+    return torch.where(known, 1 / torch.where(known, depth, 1), math.nan)
+
+
 DISTANCES: dict[str, Distance] = {
-    each.__name__: each for each in (rmse, l1, mse, charbonnier, cross_entropy, affine_aligned_rmse)
+    each.__name__: each
+    for each in (rmse, l1, mse, charbonnier, cross_entropy, affine_aligned_rmse, inverse_depth_rmse)
 }
 
 
@@ -346,6 +374,8 @@ def unified_loss(
 def _terms(preds: Tensor, target: Tensor, distance: Distance, start: int, frames: float | None) -> Tensor:
     """Return accuracy and stability of the frames from `start` on, whose pairs may begin one frame earlier."""
     plain = distance.func if isinstance(distance, partial) else distance
+    if plain is inverse_depth_rmse:
+        target, plain = _inverse(target), affine_aligned_rmse
     if target.ndim < preds.ndim:
         known = (target >= 0).unsqueeze(-3)
     elif plain is cross_entropy:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from unflicker.checks import InputError
-from unflicker.layers import evaluating
+from unflicker.layers import evaluating, pick
 from unflicker.networks.base import told
 
 # As transformers, torchvision and others name what a network is for, the clearest first.
@@ -60,6 +60,18 @@ def main_entry(value: Any, example: Tensor) -> str:
     named = [name for known in NAMES for name, _ in usable if name == known]
     pictures = [name for name, each in usable if _is_picture(each, example)]
     return f"::{[*named, *pictures, usable[0][0]][0]}"
+
+
+def main_tensor(value: Any, example: Tensor) -> Tensor:
+    """Return the main tensor in what a network returned for an example, as `main_entry` finds it.
+
+    Raises:
+        InputError: there is none.
+
+    >>> main_tensor((torch.zeros(1, 8), torch.ones(1, 3, 8, 8)), torch.zeros(1, 3, 8, 8)).shape
+    torch.Size([1, 3, 8, 8])
+    """
+    return pick(value, main_entry(value, example).removeprefix("::"), "The network's output")
 
 
 def is_usable(value: Any, example: Tensor) -> bool:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,16 +19,16 @@ from torch import Tensor
 
 from unflicker.checks import InputError
 from unflicker.corruptions import Corruption
-from unflicker.explain import check_explains, explain_frame, explain_path, explain_size
+from unflicker.explain import check_explains, explain_frame, explain_path
 from unflicker.functional import luma
-from unflicker.layers import pick
 from unflicker.model import MOST, StabilizedModel
-from unflicker.outputs import main_entry
+from unflicker.outputs import main_tensor
+from unflicker.rendering import Renderer, check_style, class_names, fitted
 from unflicker.state import State
 from unflicker.video.ahead import WriteBehind, read_ahead
 from unflicker.video.base import UNSPECIFIED, Frame, VideoInfo
 from unflicker.video.reader import open_reader
-from unflicker.video.writer import open_writer
+from unflicker.video.writer import check_destination, names_folder, open_writer
 
 # Scene cuts are looked for in the luma of pictures about 16 pixels wide, brought to one mean and one contrast so that a
 # light that flickers is no cut. On 21 real clips, with noise of 0 to 0.6 or tone jitter of severity 3, no frame scores
@@ -37,7 +38,19 @@ LEAST_CONTRAST = 0.05  # below it, at the end of a fade, noise would be all ther
 DROPPED = 3  # frames in a row that are exactly black, at most, are faults of the recording; more are a black scene
 BRIGHT = 0.1  # a picture that has a value above this does not fade to black, or from it, but is cut
 
-# A frame, the pictures to write for it (3, H, W), one per output, and whether a shot begins with it.
+ALIKE = 0.1  # relative: proportions that differ by more are those of another picture
+SAME_RATE = 0.01  # relative: rates that differ by more are no rounding, and frames would not be of one moment
+
+
+class Moment(NamedTuple):
+    """What comes in: a frame, what vouches for it (None: it does itself), and whether a shot begins with it."""
+
+    frame: Frame
+    guide: Tensor | None
+    cut: bool
+
+
+# A frame, the pictures to write for it (3, H, W) or (1, H, W), one per output, and whether a shot begins with it.
 Made = tuple[Frame, tuple[Tensor, ...], bool]
 
 
@@ -51,6 +64,8 @@ class RunResult:
     """Numbers of the frames that began a new shot, counted from 0."""
     resized: int = 0
     """Frames that came in another size than the first and were brought to it after the network."""
+    unpaired: str | None = None
+    """One sentence on which of original and processed video has frames that the other has not."""
     damage: str | None = None
     """One sentence on what could not be read, if anything."""
     explanation: str | None = None
@@ -62,6 +77,9 @@ def run_video(
     source: str | Path,
     destination: str | Path,
     *,
+    processed: str | Path | None = None,
+    render: str | None = None,
+    value_range: tuple[float, float] | None = None,
     strength: float = 1.0,
     scene_cuts: bool = True,
     compare: bool = False,
@@ -74,16 +92,24 @@ def run_video(
 ) -> RunResult:
     """Read a video (or folder of images), take it through a model as one stream, and write it.
 
-    Sound and subtitles are copied untouched; size, times, colour and bit depth are the source's. The result appears
-    under its name only when it is complete. Up to three frames in a row that are exactly black are dropped frames,
-    which the past stands in for, unless `scene_cuts` is off.
+    Sound and subtitles are copied untouched; size, times, colour and bit depth are the source's, unless what the
+    network returns is larger or has to be rendered. The result appears under its name only when it is complete. Up to
+    three frames in a row that are exactly black are dropped frames, which the past stands in for, unless `scene_cuts`
+    is off.
 
     Args:
-        model: takes frames (1, 3, H, W) RGB and returns the same.
+        model: takes frames (1, 3, H, W) RGB and returns pictures, depth, logits of places or of whole frames, alone or
+            among other things.
         source, destination: files or folders of images.
+        processed: a version of the source that flickers, whatever made it. The model then gets its frames, each with
+            the source's at its side as guide: use `load_task("none")`. Frames are paired one by one, the first with
+            the first, up to the end of the shorter video; times, sound and scene cuts are the source's, size and bit
+            depth those of `processed`.
+        render: how the result is shown, a key of `rendering.STYLES`; by its shape unless told.
+        value_range: what is shown as black and as brightest of depth; see `rendering.Renderer` for the usual way.
         strength: multiplies the odds of the past; 0 is the base alone.
         scene_cuts: start afresh where a new shot begins.
-        compare: write the base's output on the left and the stabilized on the right.
+        compare: write the base's output on the left and the stabilized on the right, rendered alike.
         explain: write a second video, in 8 bits and without sound, that shows why: see `explain_frame` for what is in
             it and `explain_path` for its name.
         overwrite: replace an existing destination, and explanation.
@@ -93,8 +119,8 @@ def run_video(
         on_frame: called after each frame with the number done and the number expected, if known.
 
     Raises:
-        InputError: something cannot be read or written, or the model keeps no evidence that could explain anything;
-            no destination is left behind.
+        InputError: something cannot be read or written, the result cannot be rendered so, the two versions cannot be
+            of one video, or the model keeps no evidence that could explain anything; no destination is left behind.
 
     >>> import tempfile
     >>> model = StabilizedModel(torch.nn.Identity(), {}, (), (3, 8, 8))
@@ -108,11 +134,20 @@ def run_video(
         raise InputError(f"strength must be 0 (off) or more, up to {MOST:g}, got {strength}.")
     if explain:
         check_explains(model)
+    check_style(render, value_range)
+    if render == "index" and not names_folder(destination):
+        raise InputError(
+            f"A video file would not keep the numbers of classes exactly; name a folder for them, as "
+            f"{Path(destination).stem}/, not {destination}."
+        )
+
+    renderer = Renderer(render, value_range=value_range, names=class_names(model.base))
     return _process(
-        partial(_infer, model, strength=strength, compare=compare, explain=explain),
+        partial(_infer, model, renderer, strength=strength, compare=compare, explain=explain),
         source,
         destination,
-        columns=2 if compare else 1,
+        describe=partial(_described, renderer, compare),
+        processed=processed,
         explain=explain,
         scene_cuts=scene_cuts,
         overwrite=overwrite,
@@ -147,12 +182,18 @@ def corrupt_video(
     )
 
 
+def _described(renderer: Renderer, compare: bool, info: VideoInfo) -> VideoInfo:
+    info = renderer.described(info)
+    return replace(info, width=2 * info.width) if compare else info
+
+
 def _process(
-    work: Callable[[Iterable[tuple[Frame, bool]]], Iterator[Made]],
+    work: Callable[[Iterable[Moment]], Generator[Made, None, None]],
     source: str | Path,
     destination: str | Path,
     *,
-    columns: int = 1,
+    describe: Callable[[VideoInfo], VideoInfo] = lambda info: info,
+    processed: str | Path | None = None,
     explain: bool = False,
     scene_cuts: bool = False,
     overwrite: bool = False,
@@ -161,97 +202,149 @@ def _process(
     preset: str | None = None,
     on_frame: Callable[[int, int | None], None] | None = None,
 ) -> RunResult:
-    """Take a video through `work`, which gets each frame and whether a shot begins, and adds the pictures to write."""
+    """Take a video through `work`, which makes the pictures to write; `describe` says what the first are like."""
     result = RunResult(explanation=explain_path(destination) if explain else None)
+    inputs = [Path(each) for each in (source, processed) if each is not None]
     for output in (destination, *([result.explanation] if result.explanation else [])):
-        if Path(output).exists() and Path(source).exists() and Path(output).samefile(source):
-            raise InputError(f"Input and output are both {output}; give the output another name.")
-    with open_reader(source, frame_rate=frame_rate, threads=threads) as reader, contextlib.ExitStack() as cleaning:
-        info = reader.info
+        for each in inputs:
+            if Path(output).exists() and each.exists() and Path(output).samefile(each):
+                raise InputError(f"Input and output are both {output}; give the output another name.")
+        check_destination(output, overwrite=overwrite)
+    with contextlib.ExitStack() as cleaning:
+        reader = cleaning.enter_context(open_reader(source, frame_rate=frame_rate, threads=threads))
+        info, readers = reader.info, [reader]
+        shots = _with_cuts if scene_cuts else _without_cuts
+        moments: Iterator[Moment] = (Moment(frame, None, cut) for frame, cut in shots(reader))
+        if processed is not None:
+            readers.append(cleaning.enter_context(open_reader(processed, threads=threads)))
+            info = _alike(source, info, processed, readers[1].info)
+            moments = _paired(shots(reader), shots(readers[1]), result, (str(source), str(processed)))
+        start = time.perf_counter()
+        ahead = cleaning.enter_context(contextlib.closing(read_ahead(moments)))
+        made = cleaning.enter_context(contextlib.closing(work(ahead)))
+        first = next(made)  # a reader has one frame at least; what comes of it tells what is to be written
+        about = describe(info)
         open_one = partial(open_writer, overwrite=overwrite, threads=threads, preset=preset)
-        made = replace(info, width=info.width * columns)
-        writers = [open_one(destination, made, copy_from=None if info.is_folder else source)]
+        writers = [open_one(destination, about, copy_from=None if reader.info.is_folder else source)]
         cleaning.callback(writers[0].discard)  # does nothing once it is closed
         if result.explanation:
-            writers.append(open_one(result.explanation, _explained(info)))
+            writers.append(open_one(result.explanation, _explained(info, first[1][1])))
             cleaning.callback(writers[1].discard)
-        start = time.perf_counter()
-        ahead = read_ahead(_with_cuts(reader) if scene_cuts else ((frame, False) for frame in reader))
-        with contextlib.closing(ahead) as frames, contextlib.ExitStack() as threads_behind:
+        with contextlib.ExitStack() as threads_behind:
             behind = [threads_behind.enter_context(WriteBehind(writer)) for writer in writers]
-            for frame, pictures, cut in work(frames):
+            for frame, pictures, cut in itertools.chain([first], made):
                 if cut:
                     result.cuts.append(result.frames)
-                if pictures[0].shape[-2:] != (made.height, made.width):
+                if frame.data.shape[-2:] != (info.height, info.width):
                     result.resized += 1
                 for one, writer, picture in zip(behind, writers, pictures, strict=True):
-                    one.put(replace(frame, data=_fit(picture, writer.info)))
+                    size = (writer.info.height, writer.info.width)
+                    one.put(replace(frame, data=fitted(picture[None], size)[0]))
                 result.frames += 1
                 if on_frame is not None:
                     on_frame(result.frames, info.num_frames)
         result.seconds = time.perf_counter() - start
         for writer in writers:
             writer.close()
-        result.damage = reader.damage
+        result.damage = " ".join(each.damage for each in readers if each.damage) or None
     return result
 
 
-def _explained(info: VideoInfo) -> VideoInfo:
+def _alike(source: str | Path, original: VideoInfo, processed: str | Path, other: VideoInfo) -> VideoInfo:
+    """What a processed video is to be written as, with the times of the original; refuse what cannot be its version."""
+    shapes = [each.width * each.pixel_aspect / each.height for each in (original, other)]
+    same = (original.width, original.height) == (other.width, other.height)
+    if not same and abs(shapes[1] / shapes[0] - 1) > ALIKE:
+        raise InputError(
+            f"{processed} is {other.width}x{other.height} and {source} {original.width}x{original.height}: one cannot "
+            "be a version of the other, for their proportions differ; bring one to what the other shows."
+        )
+    in_files = not original.is_folder and not other.is_folder
+    if in_files and abs(other.frame_rate / original.frame_rate - 1) > SAME_RATE:
+        raise InputError(
+            f"{processed} has {float(other.frame_rate):.4g} frames per second and {source} "
+            f"{float(original.frame_rate):.4g}, but they are paired one by one: bring one to the other's rate."
+        )
+    counts = [each.num_frames for each in (original, other) if each.num_frames is not None]
+    times = replace(other, frame_rate=original.frame_rate, time_base=original.time_base)
+    return replace(times, num_frames=min(counts, default=None), is_folder=original.is_folder)
+
+
+def _paired(
+    original: Iterator[tuple[Frame, bool]],
+    processed: Iterator[tuple[Frame, bool]],
+    result: RunResult,
+    names: tuple[str, str],
+) -> Iterator[Moment]:
+    """Put each frame of the original beside the processed one, at its size, up to the end of the shorter video."""
+    count = 0
+    for frame, cut in original:
+        other, _ = next(processed, (None, False))
+        if other is None:
+            result.unpaired = f"{names[1]} ends after {count} frames; what {names[0]} has after that is left out."
+            return
+        size = (other.data.shape[-2], other.data.shape[-1])
+        yield Moment(replace(frame, data=other.data), fitted(frame.data[None], size)[0], cut)
+        count += 1
+    if next(processed, None) is not None:
+        result.unpaired = f"{names[0]} ends after {count} frames; what {names[1]} has after that is left out."
+
+
+def _explained(info: VideoInfo, explanation: Tensor) -> VideoInfo:
     """What an explanation is written as: 8 bits, and colours that mean what they say whatever the source's are."""
-    height, width = explain_size(info.height, info.width)
+    height, width = explanation.shape[-2:]
     return replace(info, width=width, height=height, bit_depth=8, transfer=UNSPECIFIED, pixel_aspect=Fraction(1))
 
 
-def _fit(picture: Tensor, info: VideoInfo) -> Tensor:
-    size = (info.height, info.width)
-    return picture if picture.shape[-2:] == size else F.interpolate(picture[None], size=size, mode="area")[0]
-
-
-def _corrupt(corruption: Corruption, frames: Iterable[tuple[Frame, bool]]) -> Iterator[Made]:
-    for t, (frame, cut) in enumerate(frames):
+def _corrupt(corruption: Corruption, moments: Iterable[Moment]) -> Generator[Made, None, None]:
+    for t, (frame, _, cut) in enumerate(moments):
         yield frame, (corruption(frame.data[None], start=t)[0],), cut
 
 
 def _infer(
-    model: StabilizedModel, frames: Iterable[tuple[Frame, bool]], *, strength: float, compare: bool, explain: bool
-) -> Iterator[Made]:
+    model: StabilizedModel,
+    renderer: Renderer,
+    moments: Iterable[Moment],
+    *,
+    strength: float,
+    compare: bool,
+    explain: bool,
+) -> Generator[Made, None, None]:
     """Yield each frame with the picture to write, then the explanation if asked for, and whether a shot began."""
     first = next(model.base.parameters(), torch.zeros(()))
     state: State | None = None
     passing: list[Any] = []  # the network's own output, which passes by where no layer inside it is stabilized
-    outside = set(model.places) == {"output"}
+    outside = all(key.partition("::")[0] == "output" for key in model.places)
     hook = model.base.register_forward_hook(lambda module, x, y: passing.append(y)) if outside else None
     try:
-        for frame, cut in frames:
+        for frame, beside, cut in moments:
             x = frame.data[None].to(first)
+            guide = x if beside is None else beside[None].to(first)
             mask = None
-            if not bool(torch.isfinite(x.sum())):
+            if not bool(torch.isfinite(x.sum()) & torch.isfinite(x.sum() if beside is None else guide.sum())):
                 # A value that is no number would spread through the network's pooling to the whole frame.
-                known = torch.isfinite(x).all(1, keepdim=True)
-                x, mask = torch.where(known, x, 0), known.to(x.dtype)
+                known = (torch.isfinite(x) & torch.isfinite(guide)).all(1, keepdim=True)
+                x, guide, mask = torch.where(known, x, 0), torch.where(known, guide, 0), known.to(x.dtype)
             passing.clear()
             with torch.inference_mode():
-                y, state = model(x, state, reset=cut, strength=strength, mask=mask)
-                y = _picture(y, x)
-                alone = y
-                if compare or explain:
-                    alone = _picture(passing[0] if passing else model.base(x), x)
-                shown = torch.cat([alone, y], -1) if compare else y
-                pictures = [shown[0].float().cpu()]
+                y, state = model(x, state, reset=cut, strength=strength, guide=guide, mask=mask)
+                y = main_tensor(y, x)
+                renderer.follow(y, x, seconds=frame.pts_seconds, cut=cut)
+                shown = renderer(y, x)
+                alone = main_tensor(passing[0] if passing else model.base(x), x) if compare or explain else y
+                if compare:
+                    shown = torch.cat([renderer(alone, x), shown], -1)
+                pictures = [shown[0].cpu()]
                 if explain:
-                    pictures.append(explain_frame(y, alone, state))
+                    pictures.append(explain_frame(renderer.display(y, x), renderer.display(alone, x), state))
             yield frame, tuple(pictures), cut
     finally:
         if hook is not None:
             hook.remove()
 
 
-def _picture(output: Any, x: Tensor) -> Tensor:
-    """The frames in what a network returned, (B, 3, H, W)."""
-    y = pick(output, main_entry(output, x).removeprefix("::"), "The network's output")
-    if y.ndim != 4 or y.shape[1] != 3:
-        raise InputError(f"The network must return frames (B, 3, H, W) to make a video, got shape {tuple(y.shape)}.")
-    return y
+def _without_cuts(reader: Iterable[Frame]) -> Iterator[tuple[Frame, bool]]:
+    return ((frame, False) for frame in reader)
 
 
 def _with_cuts(reader: Iterable[Frame]) -> Iterator[tuple[Frame, bool]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from unflicker.checks import InputError, nearest
-from unflicker.data import LAYOUTS, EnhancedVideo, Recording, cached, open_folder, select, stills
+from unflicker.data import LAYOUTS, EnhancedVideo, Recording, cached, open_folder, scaled, scenes, select, stills
 from unflicker.data.local_laplacian import MODERATE, STRONG
 from unflicker.recipes import Data, Recipe, Selection
 
@@ -45,7 +45,7 @@ def open_sets(recipe: Recipe) -> Sets:
     """
     data = recipe.data
     named = {role: getattr(data, role) for role in ROLES}
-    if data.root is None and not any(each is not None and each.root for each in named.values()):
+    if data.root is None and not _is_made(data) and not any(each and each.root for each in named.values()):
         raise InputError("The recipe does not say where the clips are: add data.root=FOLDER.")
     complaints: list[str] = []
     sets: dict[str, list[Recording]] = {role: [] for role in ROLES}
@@ -117,10 +117,11 @@ def _identity(recording: Recording) -> tuple[Any, ...]:
 
 def _open(data: Data, selection: Selection) -> tuple[list[Recording], list[str]]:
     root = selection.root or data.root
-    if root is None:
+    if root is None and not _is_made(data):
         raise InputError("The recipe does not say where the clips are: add data.root=FOLDER.")
     skipped: list[str] = []
     if data.layout == "folder":
+        assert root is not None
         for what, value in (("data.options", data.options), ("split", selection.split)):
             if value:
                 raise InputError(f'The layout "folder" has no {what}: name the recordings by `only` and `without`.')
@@ -129,7 +130,10 @@ def _open(data: Data, selection: Selection) -> tuple[list[Recording], list[str]]
         if data.targets is not None:
             raise InputError(f'data.targets is for the layout "folder"; {data.layout!r} has its own.')
         recordings = {each.name: each for each in _published(data, root, selection.split)}
-        found = [recordings[name] for name in select(recordings, selection.only, selection.without, str(root))]
+        where = data.layout if root is None else str(root)
+        found = [recordings[name] for name in select(recordings, selection.only, selection.without, where)]
+    if data.short_side is not None:
+        found = [scaled(each, data.short_side) for each in found]
     if data.enhance is not None:
         if data.target != "truth" or data.targets is not None:
             raise InputError("data.enhance makes the truth: set data.target=truth, and leave data.targets out.")
@@ -142,20 +146,30 @@ def _open(data: Data, selection: Selection) -> tuple[list[Recording], list[str]]
     return found, skipped
 
 
-def _published(data: Data, root: Path, split: str | None) -> list[Recording]:
-    """The recordings of a layout that somebody else laid out."""
+def _is_made(data: Data) -> bool:
+    """Whether the recordings come from nothing."""
+    return data.layout == "scenes"
+
+
+def _published(data: Data, root: Path | None, split: str | None) -> list[Recording]:
+    """The recordings of a layout that somebody else laid out, or that are made."""
     options: dict[str, Any] = dict(data.options)
-    if data.layout == "stills":
-        reader: Callable[..., list[Recording]] = stills
+    places = () if root is None else (root,)
+    if data.layout == "scenes":
+        if root is not None:
+            raise InputError('The layout "scenes" makes its recordings: leave data.root out.')
+        reader: Callable[..., list[Recording]] = scenes
+    elif data.layout == "stills":
+        reader = stills
     else:
         if data.layout not in LAYOUTS:
-            hint = nearest(data.layout, ("folder", "stills", *LAYOUTS))
+            hint = nearest(data.layout, ("folder", "stills", "scenes", *LAYOUTS))
             raise InputError(f"There is no layout {data.layout!r}; {hint}")
         reader = LAYOUTS[data.layout]
         options["targets"] = () if data.target in ("clean", "base") else (data.target,)
     if split is not None:
         options["split"] = split
     try:
-        return reader(root, **options)
+        return reader(*places, **options)
     except TypeError as error:
         raise InputError(f"data.options do not suit the layout {data.layout!r}: {error}.") from None

@@ -15,7 +15,6 @@ from torch import Tensor
 from unflicker.checks import InputError, nearest
 from unflicker.data.base import Recording, Video
 from unflicker.data.clips import read_frames
-from unflicker.evaluation import SharedBase, attach
 from unflicker.flow import consistent
 from unflicker.flow import flow as find_flow
 from unflicker.functional import sample
@@ -23,6 +22,7 @@ from unflicker.layers import evaluating
 from unflicker.measure import FLOW_WIDTH
 from unflicker.metrics.quality import frame_psnr
 from unflicker.model import MOST, StabilizedModel
+from unflicker.sharing import SharedBase, attach
 from unflicker.state import State
 from unflicker.video.ahead import read_ahead
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file
@@ -13,23 +15,43 @@ from torch import Tensor, nn
 
 from unflicker.checkpoint import compose_adapters, load_adapter
 from unflicker.checks import InputError, nearest
+from unflicker.data.scenes import CLASSES
+from unflicker.layers import pick
 from unflicker.model import StabilizedModel, stabilize
+from unflicker.networks import adain, classifier, deeplab, depth_anything
+from unflicker.networks.adain import AdaIN
+from unflicker.networks.classifier import Classifier
+from unflicker.networks.deeplab import DeepLab
+from unflicker.networks.depth_anything import DepthAnything
+from unflicker.networks.hdrnet import HDRNet
 from unflicker.networks.nafnet import NAFNet
-from unflicker.outputs import main_output
+from unflicker.networks.unet import UNet
+from unflicker.outputs import main_entry, run_once
 from unflicker.plans import Plan
-from unflicker.stabilizers import EMA, Aligned
+from unflicker.stabilizers import EMA, Aligned, Controlled, Layout, Spatial, Stabilizer
+from unflicker.stabilizers.aligned import Signal
 
 WEIGHTS = Path(__file__).parent / "weights"
 # Adapters that need no training, for every task; "none" passes the network through.
-BUILT_IN: dict[str, Plan] = {"aligned": {"": Aligned()}, "ema": {"": EMA(0.2)}, "none": {}}
+BUILT_IN = ("aligned", "ema", "none")
+PRESETS = ("paper",)
 
 
 @dataclass(frozen=True)
 class Task:
-    """A network for a purpose, ready to run."""
+    """A network for a purpose, and all that goes with the purpose."""
 
     name: str
     network: Callable[[], nn.Module]
+    signal: Signal = "image"
+    """What the network returns, and so the space in which results are averaged: values as they are shown for
+    "image", disparity for "depth", logits for "logits"."""
+    distance: str = "rmse"
+    """How far a result is from the truth, for training; a key of `unflicker.losses.DISTANCES`."""
+    metrics: tuple[str, ...] = ("psnr", "instability", "temporal_difference_error")
+    """What results are measured with; keys of `unflicker.evaluation.METRICS`."""
+    target: str = "clean"
+    """What the truth is called among a recording's targets."""
     trained: tuple[str, ...] = ()
     """Adapters in the package, besides those of `BUILT_IN` that every task has."""
     default: str = "aligned"
@@ -42,9 +64,19 @@ class Task:
         return (*self.trained, *BUILT_IN)
 
 
+def _styled() -> nn.Module:
+    raise InputError(
+        "The task style takes a picture and the published weights of AdaIN: give --model style:PICTURE with --weights "
+        "FOLDER, which holds vgg_normalised.pth and decoder.pth."
+    )
+
+
 SMALL_NAFNET = partial(NAFNet, width=16, encoder_blocks=(1, 1, 2), middle_blocks=2, decoder_blocks=(1, 1, 1))
-# denoise: Gaussian noise of unknown strength up to 0.2 (51 of 255); denoise-heavy: 0.6 (153 of 255); none: the video as
-# it is, to take its own flicker out.
+DEPTH: dict[str, Any] = {"signal": "depth", "distance": "inverse_depth_rmse", "target": "depth"}
+SEGMENT: dict[str, Any] = {"signal": "logits", "distance": "cross_entropy", "target": "labels"}
+# denoise: Gaussian noise of unknown strength up to 0.2 (51 of 255); denoise-heavy: 0.6 (153 of 255); enhance: HDRNet,
+# details brought out; depth: disparity up to scale and shift; segment: the classes of `unflicker.data.scenes.CLASSES`;
+# style and classify: published weights alone; none: the video as it is, to take its own flicker out.
 TASKS = {
     task.name: task
     for task in (
@@ -55,8 +87,34 @@ TASKS = {
             default="aligned-learned",
         ),
         Task("denoise-heavy", SMALL_NAFNET),
+        Task("enhance", HDRNet, target="truth"),
+        Task("depth", partial(UNet, 1), metrics=("abs_rel", "delta1", "instability"), **DEPTH),
+        Task("segment", partial(UNet, len(CLASSES)), metrics=("miou", "pixel_accuracy", "instability"), **SEGMENT),
+        Task("style", _styled, weights=False),
+        Task(
+            "classify",
+            classifier.load,
+            signal="logits",
+            distance="cross_entropy",
+            metrics=("accuracy",),
+            target="labels",
+            weights=False,
+        ),
         Task("none", nn.Identity, weights=False),
     )
+}
+# Where the papers put stabilizers, by network; where they name no place (U-Net, AdaIN), the like.
+SITES: dict[type[nn.Module], Mapping[str, str]] = {
+    NAFNet: {"encoders.*.*": "map", "middle_blks.*": "map", "decoders.*.*": "map", "": "map"},
+    HDRNet: {
+        **{"splat.conv*": "map", "local.conv*": "map", "overall.conv*": "map", "overall.fc*": "vector"},
+        **{"prediction": "map", "guide.colour": "map", "guide.mixing": "map", "": "map"},
+    },
+    DepthAnything: depth_anything.PAPER_SITES,
+    DeepLab: deeplab.PAPER_SITES,
+    Classifier: classifier.PAPER_SITES,
+    AdaIN: adain.SITES,
+    UNet: {"encoders.*": "map", "middle": "map", "decoders.*": "map", "": "map"},
 }
 
 
@@ -72,10 +130,13 @@ def find_task(name: str) -> Task:
 
 
 def load_network(name: str) -> nn.Module:
-    """Return a task's network alone, frozen, with its weights: (B, 3, H, W) RGB in [0, 1] to the same, not clipped.
+    """Return a task's network alone, frozen, with its weights, which takes frames (B, 3, H, W) RGB in [0, 1].
+
+    It returns pictures of the same size and range, not clipped; for depth disparity (B, 1, H, W) up to scale and
+    shift, for segment logits (B, K, H, W), for classify logits (B, K).
 
     Raises:
-        InputError: there is no such task.
+        InputError: there is no such task, or its weights have to be fetched and cannot be.
 
     >>> load_network("none")
     Identity()
@@ -88,13 +149,14 @@ def load_network(name: str) -> nn.Module:
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def load_task(name: str, adapter: str | Path = "default") -> StabilizedModel:
+def load_task(name: str, adapter: str | Path = "default", *, preset: str | None = None) -> StabilizedModel:
     """Return a task's network with an adapter, ready for frames or clips in [0, 1].
 
     Args:
         name: a key of `TASKS`.
         adapter: "default", the task's own; one of the task's `adapters`; "none" for a model that passes the base
             through; or the folder of an adapter saved with `save_adapter`.
+        preset: "paper" for controlled averages at the paper's layers instead, which nobody has trained: for `fit`.
 
     Raises:
         InputError: an unknown name, or an adapter made for another network.
@@ -104,7 +166,12 @@ def load_task(name: str, adapter: str | Path = "default") -> StabilizedModel:
     >>> y.shape
     torch.Size([1, 3, 24, 32])
     """
-    return add_adapter(load_network(name), adapter, task=name)
+    network = load_network(name)
+    if preset is None:
+        return add_adapter(network, adapter, task=name)
+    if preset not in PRESETS:
+        raise InputError(f"There is no preset {preset!r}; {nearest(preset, PRESETS)}")
+    return stabilize(network, paper_plan(network), example=torch.zeros(1, 3, 64, 64))
 
 
 def add_adapter(
@@ -126,7 +193,7 @@ def add_adapter(
     ['output']
     """
     found = TASKS[task] if task is not None else None
-    known = found.adapters if found is not None else tuple(BUILT_IN)
+    known = found.adapters if found is not None else BUILT_IN
     chosen = adapter
     if adapter == "default":
         chosen = found.default if found is not None else "aligned"
@@ -145,12 +212,52 @@ def add_adapter(
     if chosen not in BUILT_IN:
         return load_adapter(network, chosen)
     example = torch.zeros(1, 3, 64, 64) if example is None else example
-    plan = BUILT_IN[str(chosen)]
-    if not plan:
+    if chosen == "none":
         return StabilizedModel(network, {}, (), tuple(example.shape[1:]))
-    if task is None:  # a network of yours may return a tuple or a dict
-        plan = {main_output(network, example): plan[""]}
-    return stabilize(network, plan, example=example)
+    entry, signal = "", found.signal if found is not None else None
+    if signal is None:  # a network of yours may return a tuple or a dict
+        output = run_once(network, example)
+        entry = main_entry(output, example)
+        signal = _signal(pick(output, entry.removeprefix("::"), "The network's output"))
+    return stabilize(network, {entry: EMA(0.2) if chosen == "ema" else Aligned(signal=signal)}, example=example)
+
+
+def paper_plan(network: nn.Module, stabilizer: Stabilizer | None = None) -> Plan:
+    """Return the plan that puts a stabilizer where the papers do: the preset "paper".
+
+    Args:
+        network: one of `SITES`: of Instant Video Models, section 5 and appendix D, and two that the papers do not
+            stabilize, U-Net and AdaIN, in the same manner.
+        stabilizer: what goes there; `Controlled` unless given. `Spatial` needs maps: vectors get `Controlled`.
+
+    Raises:
+        InputError: it is another network.
+
+    >>> sorted(paper_plan(UNet(1)))
+    ['', 'decoders.*', 'encoders.*', 'middle']
+    """
+    if type(network) not in SITES:
+        known = ", ".join(kind.__name__ for kind in SITES)
+        raise InputError(
+            f"The papers name no layers of a {type(network).__name__}, only of {known}: name yours in a plan, which "
+            "`unflicker inspect` suggests."
+        )
+    template = Controlled() if stabilizer is None else stabilizer
+    plan: dict[str, Stabilizer | None] = {}
+    for layer, layout in SITES[type(network)].items():
+        flat = isinstance(template, Spatial) and layout not in ("map", "plane")
+        here = Controlled() if flat else copy.deepcopy(template)
+        here.layout = cast(Layout, layout)
+        plan[layer] = here
+    return plan
+
+
+def _signal(output: Tensor) -> Signal:
+    """What a network of somebody's returns, by its shape: one channel is depth, three are a picture, else classes."""
+    if output.ndim == 2:
+        return "logits"
+    channels = output.shape[1] if output.ndim == 4 else 1
+    return "depth" if channels == 1 else "image" if channels == 3 else "logits"
 
 
 def _inside(chosen: str) -> str:

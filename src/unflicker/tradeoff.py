@@ -15,11 +15,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from rich.table import Table
 
-    from unflicker.evaluation import Evaluation
+    from unflicker.results import Evaluation
 
 BASE, TRUTH = "base", "truth"
 # Okabe and Ito's colours, which the colour-blind tell apart, from dark to light; marks and dashes do the same in grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8C510A", "#56B4E9", "#E69F00", "#555555")
+# What goes up in the figure unless told: the first of these that was measured; those of one kind of output together.
+QUALITIES = ("psnr", "ssim", "abs_rel", "delta1", "miou", "pixel_accuracy", "accuracy")
 SHORT = {"temporal_difference_error": "TDE"}  # where there is little room
 MARKS = ("o", "s", "^", "D", "v", "P", "X", "h")
 DASHES = ("-", "--", "-.", ":")
@@ -53,7 +55,7 @@ class Frontier:
     higher_is_better: bool = True
 
 
-def frontier(evaluation: Evaluation, quality: str = "psnr") -> Frontier:
+def frontier(evaluation: Evaluation, quality: str | None = None) -> Frontier:
     """Read the points of the figure out of an evaluation.
 
     A method's name is taken apart at its last blank: "EMA 0.2" is the setting "0.2" of the method "EMA". A name
@@ -61,11 +63,15 @@ def frontier(evaluation: Evaluation, quality: str = "psnr") -> Frontier:
 
     Args:
         evaluation: with "instability" among its metrics.
-        quality: the metric that goes up.
+        quality: the metric that goes up; the first of PSNR, SSIM, AbsRel, delta < 1.25, mIoU and the accuracies that
+            was measured, unless given.
 
     Raises:
         InputError: the evaluation lacks one of the two.
     """
+    quality = quality or next((name for name in QUALITIES if name in evaluation.metrics), None)
+    if quality is None:
+        raise InputError(f"The evaluation has no quality to draw: measure one of {', '.join(QUALITIES)} as well.")
     for name in ("instability", quality):
         if name not in evaluation.metrics:
             raise InputError(f"The evaluation has no {name!r}; {nearest(name, evaluation.metrics)}")
@@ -129,8 +135,8 @@ def table(evaluation: Evaluation) -> Table:
 def figure(front: Frontier | Mapping[str, Frontier], path: str | Path, *, worst: float | None = None) -> None:
     """Draw quality against instability: a curve for each method, the base as a star, the truth as a dotted line.
 
-    Better is up and to the left, as far as the dotted line. Instability is a root mean square per value on the scale
-    of [0, 1]. Several frontiers are drawn side by side; a method looks alike in all of them.
+    Better is up and to the left, as far as the dotted line, so an error grows downwards. Several frontiers are drawn
+    side by side; a method looks alike in all of them.
 
     Args:
         front: what `frontier` returns, or several by title.
@@ -304,7 +310,10 @@ def _about(evaluation: Evaluation) -> str:
     shown = ", ".join(f"{width}x{height}" for width, height in sizes[:3]) + (", ..." if len(sizes) > 3 else "")
     spoiled = f"; {', '.join(settings['corruptions'])}, seed {settings['seed']}" if settings["corruptions"] else ""
     skipped = f" Not read: {', '.join(each.name for each in evaluation.skipped)}." if evaluation.skipped else ""
-    return f"{count} of {shown}{spoiled}. Means over all frames; changes are against the base.{skipped}"
+    target = settings.get("target")  # results of before there was a choice do not say
+    told = "what the network makes of the clean frame" if target == "base" else target
+    held = f"; held to {told}" if target not in (None, "truth", "clean") else ""
+    return f"{count} of {shown}{spoiled}{held}. Means over all frames; changes are against the base.{skipped}"
 
 
 def _cell(
@@ -314,7 +323,7 @@ def _cell(
     if value is None:
         return "" if name == TRUTH else "-"
     unit = evaluation.metrics[metric].unit
-    text = f"{value:.2f}" if unit else f"{value:.4f}" if value >= 0.001 else f"{value:.2e}"
+    text = f"{value:.2f}" if unit else f"{value:.4f}" if value >= 0.001 or value == 0 else f"{value:.2e}"
     reference = base.get(metric) if base else None
     if name in (BASE, TRUTH) or reference is None:
         return text

@@ -19,8 +19,10 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint as recompute_later
 
 from unflicker.checks import InputError
+from unflicker.layers import pick
 from unflicker.losses import Distance, unified_loss
 from unflicker.model import StabilizedModel
+from unflicker.outputs import main_output
 from unflicker.state import State, detach
 
 if TYPE_CHECKING:
@@ -118,7 +120,7 @@ def fit(
     wrapped, optimizer = accelerator.prepare(model, run.optimizer)
     history: list[dict[str, float]] = []
     seen = run.step
-    forward = _remembering(wrapped) if recompute else wrapped
+    forward: Callable[..., tuple[Tensor, State]] | None = None
     model.train()
     try:
         with _own_random_numbers():
@@ -130,6 +132,9 @@ def fit(
                     group["lr"] = rate
                 optimizer.zero_grad()
                 clip, target = clip.to(accelerator.device), target.to(accelerator.device)
+                if forward is None:
+                    forward = _main(wrapped, main_output(model.base, clip[:1, 0]))
+                    forward = _remembering(forward) if recompute else forward
                 terms = _backward(forward, clip, target, accelerator, stability, distance, truncate)
                 _check_finite(terms, parameters, run.step + 1, accelerator)
                 optimizer.step()
@@ -317,9 +322,6 @@ def _backward(
     for start in range(0, length, piece):
         now = slice(start, start + piece)
         preds, state = model(clip[:, now], state)
-        if not isinstance(preds, Tensor):
-            kind = type(preds).__name__
-            raise InputError(f"fit needs a network that returns a tensor; this one returns a {kind}: wrap it.")
         terms = unified_loss(
             preds.float(), target[:, now], stability=stability, distance=distance, previous=previous, frames=whole
         )
@@ -327,6 +329,18 @@ def _backward(
         sums = {name: sums.get(name, 0.0) + value.item() for name, value in terms.items()}
         state, previous = detach(state), (preds[:, -1].detach().float(), target[:, now][:, -1])
     return sums
+
+
+def _main(model: Callable[..., Any], entry: str) -> Callable[[Tensor, State | None], tuple[Tensor, State]]:
+    """Take the main tensor out of what a network returns, if that is a tuple or a dict."""
+    if not entry:
+        return model
+
+    def forward(clip: Tensor, state: State | None) -> tuple[Tensor, State]:
+        output, state = model(clip, state)
+        return pick(output, entry.removeprefix("::"), "The network's output"), state
+
+    return forward
 
 
 def _remembering(model: Callable[..., Any]) -> Callable[[Tensor, State | None], tuple[Tensor, State]]:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 from torch import Tensor
 
 from unflicker.checks import InputError, nearest
 from unflicker.corruptions.adversarial import IFGSM
-from unflicker.corruptions.base import Corruption, Draw
+from unflicker.corruptions.base import Corruption, Draw, check_seed
 from unflicker.corruptions.colour import ColorJitter, Detouch, ExposureFlicker, GammaFlicker
 from unflicker.corruptions.compression import H264, JPEG, Pixelate
 from unflicker.corruptions.flicker import ClaheFlicker, FieldJitter, ToneJitter
@@ -84,13 +85,20 @@ class Compose:
 def parse(text: str, *, seed: int = 0, draw: Draw = "per_frame") -> Corruption:
     """Make a corruption from KIND, KIND:SEVERITY or KIND:PRESET; the severity is 3 unless given.
 
+    Of several, joined by |, the seed draws one: training draws a seed for each clip, and so trains on all of them.
+
     Raises:
         InputError: an unknown kind or preset (the nearest is named), a severity outside 1 to 5, a seed that is no
             integer.
 
     >>> parse("snow:4").severity, parse("gaussian_noise:ivm-moderate", seed=7).sigma
     (4, 0.1)
+    >>> {parse("snow | rain", seed=n).name for n in range(9)} == {"snow", "rain"}
+    True
     """
+    if "|" in text:
+        choices = [parse(each, seed=seed, draw=draw) for each in text.split("|")]
+        return choices[int(np.random.default_rng([check_seed(seed), len(choices)]).integers(len(choices)))]
     name, colon, level = text.strip().partition(":")
     if name not in CORRUPTIONS:
         raise InputError(f"There is no corruption {name!r}; {nearest(name, CORRUPTIONS)}")

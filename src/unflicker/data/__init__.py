@@ -6,6 +6,7 @@ from unflicker.data.clips import ClipDataset, load, read_frames
 from unflicker.data.folder import open_folder, open_video, select
 from unflicker.data.layouts import LAYOUTS
 from unflicker.data.local_laplacian import EnhancedVideo, local_laplacian
+from unflicker.data.scaled import ScaledVideo, scaled
 from unflicker.data.scenes import SceneVideo, scenes
 from unflicker.data.stills import StillVideo, stills
 from unflicker.data.synthetic import demo_clip
@@ -19,6 +20,7 @@ __all__ = [
     "FilesVideo",
     "FolderVideo",
     "Recording",
+    "ScaledVideo",
     "SceneVideo",
     "StillVideo",
     "Video",
@@ -29,6 +31,7 @@ __all__ = [
     "open_folder",
     "open_video",
     "read_frames",
+    "scaled",
     "scenes",
     "select",
     "stills",

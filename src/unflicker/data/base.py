@@ -35,6 +35,7 @@ class Video(ABC):
         height, width: of a frame, in pixels.
         frame_rate: frames per second; 0 where nobody says.
         paths: the files they come from; empty where there are none.
+        settings: what the frames are made from besides files; None where nothing says.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Video(ABC):
     width: int
     frame_rate: float
     paths: tuple[Path, ...] = ()
+    settings: Any = None
 
     @abstractmethod
     def read(self, numbers: Sequence[int]) -> Tensor:

@@ -27,17 +27,17 @@ ABANDONED = 120  # seconds after which nobody is writing any more
 class Cached(Video):
     """A video read from a decoded copy, which is made when a frame of it is first asked for.
 
-    A copy belongs to the files' paths, sizes and times of change, and has its own name only when it is whole. When
-    the folder would hold more than the limit, those used longest ago are removed. A video that alone is larger is read
+    A copy belongs to the files' paths, sizes and times of change, and to the video's settings; it has its own name
+    only when it is whole. When the folder would hold more than the limit, those used longest ago are removed. A video that alone is larger is read
     directly, as it is while another process writes its copy.
 
     Args:
-        video: one that comes from files.
+        video: one that comes from files, or has settings.
         folder: where the copies lie; it is made. Several runs may share it.
         limit_gib: how much they may take, in GiB (2**30 bytes).
 
     Raises:
-        InputError: the video comes from no files, the folder cannot be made, or the limit is not positive.
+        InputError: nothing says what the video comes from, the folder cannot be made, or the limit is not positive.
 
     >>> import tempfile
     >>> from unflicker.data.base import FilesVideo
@@ -53,8 +53,8 @@ class Cached(Video):
     def __init__(self, video: Video, folder: str | os.PathLike[str], limit_gib: float) -> None:
         if not limit_gib > 0:
             raise InputError(f"limit_gib must be a number of GiB above 0, got {limit_gib!r}.")
-        if not video.paths:
-            raise InputError(f"{video.name} comes from no files and cannot be cached; use it as it is.")
+        if not video.paths and video.settings is None:
+            raise InputError(f"{video.name} does not say what its frames come from and cannot be cached.")
         self.video = video
         self.name, self.num_frames, self.frame_rate = video.name, video.num_frames, video.frame_rate
         self.height, self.width, self.paths = video.height, video.width, video.paths
@@ -127,11 +127,12 @@ class Cached(Video):
 def cached(recordings: Sequence[Recording], folder: str | os.PathLike[str], limit_gib: float) -> list[Recording]:
     """Return recordings whose videos and targets are read from decoded copies in a folder; see `Cached`.
 
-    What comes from no files stays as it is.
+    What does not say what its frames come from stays as it is.
     """
 
     def keep(video: Video) -> Video:
-        return Cached(video, folder, limit_gib=limit_gib) if video.paths else video
+        known = video.paths or video.settings is not None
+        return Cached(video, folder, limit_gib=limit_gib) if known else video
 
     return [Recording(keep(each.frames), {key: keep(v) for key, v in each.targets.items()}) for each in recordings]
 
@@ -140,7 +141,7 @@ def _key(video: Video) -> str:
     """A name for what the video gives: from its kind, and the paths, sizes and times of its files."""
     reads = getattr(video, "read_one", None)  # one list of files may be read as depth, or as labels
     parts = [str(FORMAT), type(video).__qualname__, getattr(reads, "__qualname__", repr(reads))]
-    parts += [repr(getattr(video, "settings", ""))]  # of what is made of the files
+    parts += [repr(video.settings)]
     parts += [f"{video.num_frames} {video.height} {video.width}"]
     for path in video.paths:
         about = path.stat()

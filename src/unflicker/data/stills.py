@@ -223,7 +223,7 @@ def stills(
     (['still0', 'still0-1'], ['flow'])
     """
     if isinstance(images, (str, Path)):
-        pictures: list[Tensor | str | Path] = list(_in_folder(Path(images)))
+        pictures: list[Tensor | str | Path] = list(find_pictures(Path(images)))
     else:
         pictures = list(images)
     if not pictures:
@@ -232,7 +232,7 @@ def stills(
         raise InputError(f"count must be 1 or more, got {count}.")
     for picture in pictures:
         if not isinstance(picture, Tensor):
-            _check_size(_size(Path(picture)), str(picture), height, width)
+            _check_size(picture_size(Path(picture)), str(picture), height, width)
     stems = [f"still{i}" if isinstance(p, Tensor) else Path(p).stem for i, p in enumerate(pictures)]
     recordings: list[Recording] = []
     used: dict[str, int] = {}  # how often a name was
@@ -352,7 +352,7 @@ def _surfaces(video: StillVideo) -> list[_Surface]:
     """Read a video's pictures and make them ready: the ground, then the shapes from the farthest to the nearest."""
     rng = np.random.default_rng(video._textures_seed)
     camera, size = video._camera, (video.width, video.height)
-    loaded = [_load(picture) for picture in video._pictures]
+    loaded = [read_picture(picture) for picture in video._pictures]
     ground = loaded[0]
     name = "The picture" if isinstance(video._pictures[0], Tensor) else str(video._pictures[0])
     _check_size((ground.shape[2], ground.shape[1]), name, video.height, video.width)
@@ -441,7 +441,12 @@ def _blurred(x: Tensor, sigma: float) -> Tensor:
     return blurred
 
 
-def _load(picture: Tensor | str | Path) -> Tensor:
+def read_picture(picture: Tensor | str | Path) -> Tensor:
+    """Return a file's picture, upright: (3, H, W) RGB, uint8, or float32 in [0, 1] if it has more than 8 bits.
+
+    Raises:
+        InputError: it cannot be read.
+    """
     if isinstance(picture, Tensor):
         return picture
     from PIL import Image, ImageOps
@@ -457,8 +462,12 @@ def _load(picture: Tensor | str | Path) -> Tensor:
         return next(iter(reader)).data.clamp(0, 1)
 
 
-def _size(path: Path) -> tuple[int, int]:
-    """Return a picture's width and height, upright, from its header."""
+def picture_size(path: Path) -> tuple[int, int]:
+    """Return a picture's width and height, upright, from its header.
+
+    Raises:
+        InputError: it cannot be read.
+    """
     from PIL import Image
 
     try:
@@ -469,7 +478,12 @@ def _size(path: Path) -> tuple[int, int]:
         raise InputError(f"{path} cannot be read as a picture; replace it, or leave it out.") from error
 
 
-def _in_folder(folder: Path) -> list[Path]:
+def find_pictures(folder: Path) -> list[Path]:
+    """Return the pictures of a folder, by their extensions (`PICTURES`), sorted by name.
+
+    Raises:
+        InputError: there is no such folder, or no picture in it.
+    """
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; give one with pictures.")
     found = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURES)

@@ -28,6 +28,16 @@ def depth_of(disparity: Tensor, *, cap: float = CAP) -> Tensor:
     return torch.where(disparity <= floor, cap, 1 / disparity.clamp_min(floor)).to(disparity)
 
 
+def disparity_of(depth: Tensor) -> Tensor:
+    """Return 1 / depth, and NaN where the depth is not known.
+
+    >>> disparity_of(torch.tensor([2.0, 0.0, 1e10])).tolist()
+    [0.5, nan, nan]
+    """
+    known = valid_depth(depth)
+    return torch.where(known, 1 / torch.where(known, depth, 1), torch.nan)
+
+
 def align_affine(preds: Tensor, target: Tensor) -> Tensor:
     """Fit each frame's disparity to the truth by a scale and a shift of its own; a clip like `preds`.
 
@@ -50,8 +60,7 @@ def align_affine(preds: Tensor, target: Tensor) -> Tensor:
     check_clip(preds)
     check_alike(preds, target)
     known = valid_depth(target)
-    disparity = torch.where(known, 1 / torch.where(known, target.double(), 1), torch.nan)
-    fitted = affine_align(preds.double(), disparity)
+    fitted = affine_align(preds.double(), disparity_of(target.double()))
     return torch.where(known.flatten(1).any(1).view(-1, 1, 1, 1), fitted, preds.double()).to(preds)
 
 

@@ -63,6 +63,20 @@ def load(source: str | Path = REPO, *, size: int | None = 513, reduction: int = 
     return DeepLab(from_hub("MobileNetV2ForSemanticSegmentation", source), size=size, reduction=reduction)
 
 
+def untrained(classes: int = 21) -> DeepLab:
+    """Return DeepLabv3+ on MobileNetV2 at the published size, output stride 16, with random weights.
+
+    Args:
+        classes: K of the logits (B, K, H, W).
+
+    Raises:
+        InputError: transformers is missing.
+    """
+    transformers = needed("transformers", "DeepLabv3+")
+    config = transformers.MobileNetV2Config(num_labels=classes, output_stride=16)
+    return DeepLab(transformers.MobileNetV2ForSemanticSegmentation(config), size=None)
+
+
 def on_resnet(encoder: str = "resnet50", *, classes: int = 21, reduction: int = 1) -> Framed:
     """Return an untrained DeepLabv3+ on a ResNet, output stride 16, of segmentation-models-pytorch.
 

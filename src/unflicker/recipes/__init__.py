@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 
 from unflicker.checks import InputError, nearest
 from unflicker.corruptions import parse
 from unflicker.losses import DISTANCES
+from unflicker.recipes.base import Share, Shelf, Strict, Whole
 from unflicker.stabilizers import Stabilizer, from_description
 
-FOLDER = Path(__file__).parent
-Keys = tuple[str | int, ...]
-Whole = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(gt=0, le=1)]
 
-
-class _Strict(BaseModel):
-    """Unknown keys are refused, and nothing changes once it is made."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Base(_Strict):
+class Base(Strict):
     """The image network."""
 
     network: str = "denoise"
@@ -36,7 +25,7 @@ class Base(_Strict):
     """A file that replaces the weights it comes with."""
 
 
-class ControllerSettings(_Strict):
+class ControllerSettings(Strict):
     """As `unflicker.Controller`; the paper's is width 32, depth 7, downscale 1, antialias off."""
 
     width: Whole = 16
@@ -45,11 +34,12 @@ class ControllerSettings(_Strict):
     antialias: bool = True
 
 
-class Adapter(_Strict):
+class Adapter(Strict):
     """What is put into the network: a plan, or an adapter to start from."""
 
     plan: dict[str, dict[str, Any] | None] = {}
-    """Layers by name or glob, as for `stabilize`: {"": {kind: ema, decay: 0.2}}."""
+    """Layers by name or glob, as for `stabilize`: {"": {kind: ema, decay: 0.2}}; "paper" stands for all those that the
+    papers name (`unflicker.tasks.paper_plan`)."""
     controllers: tuple[ControllerSettings, ...] = ()
     """None: the default one, if the plan needs it. Several are for chains."""
     start: str | None = None
@@ -68,7 +58,7 @@ class Adapter(_Strict):
         return {layer: None if each is None else from_description(each) for layer, each in self.plan.items()}
 
 
-class Selection(_Strict):
+class Selection(Strict):
     """Which recordings make up a set."""
 
     root: Path | None = None
@@ -79,18 +69,22 @@ class Selection(_Strict):
     without: tuple[str, ...] = ()
 
 
-class Data(_Strict):
+class Data(Strict):
     """Where clips come from, what is done to them, and what should come out."""
 
     root: Path | None = None
     layout: str = "folder"
-    """"folder" of videos and of folders of images, "stills", or a published layout: see `unflicker.data.LAYOUTS`."""
+    """"folder" of videos and of folders of images, "stills", "scenes" that need no root, or a published layout: see
+    `unflicker.data.LAYOUTS`."""
     options: dict[str, Any] = {}
-    """Of the layout's reader, as {num_frames: 32} for "stills"."""
+    """Of the layout's reader, as {num_frames: 32} for "stills" or {count: 60} for "scenes"."""
     targets: Path | None = None
     """A folder with the truth, of the same names, for layout "folder"."""
+    short_side: Whole | None = None
+    """Larger videos are averaged down to so many pixels first."""
     enhance: Literal["moderate", "strong"] | None = None
-    """The truth is the frame with its details brought out by a local Laplacian filter; target "truth" asks for it."""
+    """The truth is the frame, scaled as it may be, with its details brought out by a local Laplacian filter; target
+    "truth" asks for it."""
     train: Selection | None = None
     validation: Selection | None = None
     test: Selection | None = None
@@ -101,8 +95,8 @@ class Data(_Strict):
     """"clean": the frame before it was corrupted; "base": what the network makes of that; or "truth"."""
     length: Whole = 8
     """Frames of a clip."""
-    crop: Whole | None = 128
-    """Pixels, square; null for whole frames."""
+    crop: Whole | tuple[Whole, Whole] | None = 128
+    """Pixels, square or (height, width); null for whole frames."""
     scales: tuple[Share, ...] = (1.0,)
     """Shares of a video's size; one is drawn for each clip."""
     every: Whole | tuple[Whole, ...] = 1
@@ -125,7 +119,7 @@ class Data(_Strict):
         return corruptions
 
 
-class Loss(_Strict):
+class Loss(Strict):
     """The unified loss."""
 
     distance: str = "rmse"
@@ -139,7 +133,7 @@ class Loss(_Strict):
         return name
 
 
-class Training(_Strict):
+class Training(Strict):
     """As `unflicker.training.fit` takes it."""
 
     trains: Literal["adapter", "both", "base"] = "adapter"
@@ -159,7 +153,7 @@ class Training(_Strict):
     tensorboard: bool = False
 
 
-class Evaluation(_Strict):
+class Evaluation(Strict):
     """What the results are measured with, and against."""
 
     metrics: tuple[str, ...] = ("psnr", "instability", "temporal_difference_error")
@@ -184,7 +178,7 @@ class Evaluation(_Strict):
         return baselines
 
 
-class Recipe(_Strict):
+class Recipe(Strict):
     """An experiment: network, adapter, data, loss, training, evaluation. See docs/train-your-own.md."""
 
     about: str = ""
@@ -204,9 +198,12 @@ class Recipe(_Strict):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
 
 
+SHELF = Shelf(Recipe, Path(__file__).parent)
+
+
 def list_recipes() -> dict[str, str]:
     """Return the recipes in the package, each with what it is about."""
-    return {path.stem: _read(path)[0].get("about", "") for path in sorted(FOLDER.glob("*.yaml"))}
+    return SHELF.titles()
 
 
 def load_recipe(name: str | Path, changes: Sequence[str] = ()) -> Recipe:
@@ -230,126 +227,4 @@ def load_recipe(name: str | Path, changes: Sequence[str] = ()) -> Recipe:
     unflicker.checks.InputError: The option loss.stabilty=0.4: there is no setting loss.stabilty; did you mean \
 'stability'?
     """
-    settings, places = _gathered(str(name), Path(), ())
-    for change in changes:
-        key, equals, value = change.partition("=")
-        if not equals or not key:
-            raise InputError(f"{change!r} is no change to a recipe: write KEY=VALUE, as loss.stability=0.4.")
-        keys: Keys = tuple(key.split("."))
-        try:
-            nested: Any = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise InputError(f"The option {change}: the value is no YAML; put it in quotes.") from None
-        for part in reversed(keys):
-            nested = {part: nested}
-        settings = _merged(settings, nested)
-        places |= {keys[: n + 1]: f"The option {change}" for n in range(len(keys))}
-    try:
-        return Recipe.model_validate(settings)
-    except ValidationError as error:
-        raise InputError(_sentence(error, places, str(name))) from None
-
-
-def _gathered(names: str, folder: Path, below: tuple[Path, ...]) -> tuple[dict[str, Any], dict[Keys, str]]:
-    """Read NAME+NAME, each on top of the recipe it is `like`, and where each key stands; files may be in `folder`."""
-    settings: dict[str, Any] = {}
-    places: dict[Keys, str] = {}
-    for name in [names] if Path(names).is_file() else names.split("+"):
-        path = _find(name, folder)
-        if path in below:
-            raise InputError(f"The recipe {path} is like itself, by way of {', '.join(p.name for p in below)}.")
-        own, own_places = _read(path)
-        if (parents := own.pop("like", None)) is not None:
-            inherited, inherited_places = _gathered(str(parents), path.parent, (*below, path))
-            own, own_places = _merged(inherited, own), inherited_places | own_places
-        settings, places = _merged(settings, own), places | own_places
-    return settings, places
-
-
-def _find(name: str, folder: Path) -> Path:
-    path = folder / name
-    if path.suffix in (".yaml", ".yml"):
-        if not path.is_file():
-            raise InputError(f"There is no recipe file {path}; check the name.")
-        return path
-    packaged = FOLDER / f"{name}.yaml"
-    if not packaged.is_file():
-        hint = nearest(name, [each.stem for each in sorted(FOLDER.glob("*.yaml"))])
-        raise InputError(f"There is no recipe {name!r} in the package, and it names no .yaml file; {hint}")
-    return packaged
-
-
-def _read(path: Path) -> tuple[dict[str, Any], dict[Keys, str]]:
-    try:
-        text = path.read_text(encoding="utf-8")
-        node, settings = yaml.compose(text, yaml.SafeLoader), yaml.safe_load(text)
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise InputError(f"{path}, line {line}: this is no YAML: {error.problem}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError):
-        raise InputError(f"{path} is no YAML text.") from None
-    if not isinstance(settings, dict):
-        raise InputError(f"{path} is no recipe: it must have keys such as base, adapter and data.")
-    places: dict[Keys, str] = {}
-    for keys, line in _lines(node):
-        if keys in places:
-            raise InputError(f"{path}, line {line}: {'.'.join(map(str, keys))} is set twice; keep one.")
-        places[keys] = f"{path}, line {line}"
-    return settings, places
-
-
-def _lines(node: Any, keys: Keys = ()) -> Iterator[tuple[Keys, int]]:
-    """Every key of a YAML document with its line."""
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            yield (*keys, key.value), key.start_mark.line + 1
-            yield from _lines(value, (*keys, key.value))
-    elif isinstance(node, yaml.SequenceNode):
-        for number, value in enumerate(node.value):
-            yield (*keys, number), value.start_mark.line + 1
-            yield from _lines(value, (*keys, number))
-
-
-def _merged(old: Any, new: Any, key: str = "") -> Any:
-    if not isinstance(old, Mapping) or not isinstance(new, Mapping) or key in ("plan", "baselines", "options"):
-        return new
-    return {**old, **{name: _merged(old[name], value, name) if name in old else value for name, value in new.items()}}
-
-
-def _sentence(error: ValidationError, places: Mapping[Keys, str], name: str) -> str:
-    """Make one sentence of the first thing that is wrong, with its place and key."""
-    errors = error.errors()
-    first = errors[0]
-    keys: Keys = tuple(part for part in first["loc"] if not _is_kind(part))
-    known = next((places[keys[:n]] for n in range(len(keys), 0, -1) if keys[:n] in places), name)
-    key = ".".join(str(part) for part in keys)
-    if first["type"] == "extra_forbidden":
-        return f"{known}: there is no setting {key}; {nearest(str(keys[-1]), _fields(keys[:-1]))}"
-    cause = (first.get("ctx") or {}).get("error")
-    if isinstance(cause, InputError):
-        return f"{known}: {key}: {cause}"
-    got = first["input"]
-    shown = "nan" if isinstance(got, float) and math.isnan(got) else repr(got)
-    reasons = [each["msg"][:1].lower() + each["msg"][1:] for each in errors if each["loc"][: len(keys)] == keys]
-    return f"{known}: {key} cannot be {shown}: {', or '.join(dict.fromkeys(reasons))}."
-
-
-def _is_kind(part: str | int) -> bool:
-    """Pydantic names the members of a union in an error's place; they are no keys of ours."""
-    return isinstance(part, str) and (part in ("int", "constrained-int") or "[" in part)
-
-
-def _fields(keys: Keys) -> list[str]:
-    """The settings there are at a place."""
-    model: Any = Recipe
-    for key in keys:
-        if isinstance(key, str):
-            model = _model(model.model_fields[key].annotation)
-    return list(model.model_fields)
-
-
-def _model(annotation: Any) -> Any:
-    """The settings class in an annotation, as in Selection | None or tuple[ControllerSettings, ...]; None if none."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next(filter(None, map(_model, get_args(annotation))), None)
+    return SHELF.load(name, changes)

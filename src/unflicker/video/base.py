@@ -128,13 +128,15 @@ class Writer(ABC):
     def write(self, frame: Frame) -> None:
         """Append a frame; values are rounded and, except in EXR, clipped to [0, 1]; NaN becomes 0.
 
+        A frame of one channel, (1, H, W), is grey: one channel in images too, neutral colour in video files.
+
         Raises:
             InputError: the frame has not the size of `info`, or it cannot be written; the video is then discarded.
         """
         if not self._open:
             raise ValueError(f"The writer of {self.path} is closed.")
         shape, expected = tuple(frame.data.shape), (3, self.info.height, self.info.width)
-        if shape != expected:
+        if shape not in (expected, (1, *expected[1:])):
             raise InputError(
                 f"Frame {self.count + 1} for {self.path} has shape {shape}, but the video was begun with {expected}; "
                 "resize the frame first."

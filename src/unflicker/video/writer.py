@@ -70,7 +70,31 @@ def open_writer(
         InputError: the name, the place or the settings cannot be used, or a stream does not fit into the container;
             all of this before the first frame.
     """
-    is_folder = str(path).endswith(("/", os.sep)) or not Path(path).suffix
+    check_destination(path, copy_from=copy_from, overwrite=overwrite)
+    if names_folder(path):
+        return FolderWriter(Path(path), info)
+    source = None if copy_from is None else Path(copy_from)
+    return VideoWriter(Path(path), info, copy_from=source, codec=codec, crf=crf, preset=preset, threads=threads)
+
+
+def names_folder(path: str | os.PathLike[str]) -> bool:
+    """Whether a destination is a folder of images by its name: no extension, or a slash at the end.
+
+    >>> names_folder("frames"), names_folder("frames.v2/"), names_folder("out.mp4")
+    (True, True, False)
+    """
+    return str(path).endswith(("/", os.sep)) or not Path(path).suffix
+
+
+def check_destination(
+    path: str | os.PathLike[str], *, copy_from: str | os.PathLike[str] | None = None, overwrite: bool = False
+) -> None:
+    """See that `open_writer` may write to a name, before there is anything to write.
+
+    Raises:
+        InputError: it may not.
+    """
+    is_folder = names_folder(path)
     source = None if copy_from is None else Path(copy_from)
     path = Path(path)
     if not is_folder and path.suffix.lower() not in CONTAINERS:
@@ -86,9 +110,6 @@ def open_writer(
         raise InputError(f"{path} exists; pass --overwrite (overwrite=True) to replace it, or choose another name.")
     if not path.absolute().parent.is_dir():
         raise InputError(f"The folder {path.parent} does not exist; make it first.")
-    if is_folder:
-        return FolderWriter(path, info)
-    return VideoWriter(path, info, copy_from=source, codec=codec, crf=crf, preset=preset, threads=threads)
 
 
 class VideoWriter(Writer):
@@ -178,7 +199,8 @@ class VideoWriter(Writer):
         return pts
 
     def _to_picture(self, data: Tensor) -> av.VideoFrame:
-        for channel, memory, shift in zip(data.detach(), self._channels, self._shifts, strict=True):
+        channels = data.detach().expand(3, -1, -1)
+        for channel, memory, shift in zip(channels, self._channels, self._shifts, strict=True):
             torch.nan_to_num(channel.to("cpu", torch.float32), nan=0.0, out=memory).clamp_(0, 1).mul_(WHITE)
             if shift:
                 memory += shift
@@ -439,10 +461,16 @@ def _is_frame(path: Path) -> bool:
 
 
 def _encode_png(data: Tensor, bits: int) -> bytes:
-    peak = 2**bits - 1
-    source, target = ("rgb24", "rgb24") if bits == 8 else ("rgb48le", "rgb48be")
+    peak, grey = 2**bits - 1, len(data) == 1
+    source, target = {
+        (8, False): ("rgb24", "rgb24"),
+        (16, False): ("rgb48le", "rgb48be"),
+        (8, True): ("gray", "gray"),
+        (16, True): ("gray16le", "gray16be"),
+    }[bits, grey]
     levels: Any = _finite(data).clamp_(0, 1).mul_(peak).add_(0.5).permute(1, 2, 0).contiguous().numpy()
     levels = levels.astype(f"u{bits // 8}")
+    levels = levels[..., 0] if grey else levels
     picture = av.VideoFrame.from_ndarray(levels, format=source).reformat(format=target)
     picture.pts = 0
     encoder = cast(VideoCodecContext, av.CodecContext.create("png", "w"))
@@ -455,9 +483,9 @@ def _encode_png(data: Tensor, bits: int) -> bytes:
 def _write_exr(path: Path, data: Tensor) -> None:
     import OpenEXR
 
-    half = _finite(data).clamp_(-65504, 65504).permute(1, 2, 0).contiguous().numpy().astype(np.float16)
+    half = _finite(data).clamp_(-65504, 65504).expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy()
     header = {"compression": OpenEXR.ZIP_COMPRESSION, "type": OpenEXR.scanlineimage}
     try:
-        OpenEXR.File(header, {"RGB": half}).write(str(path))
+        OpenEXR.File(header, {"RGB": half.astype(np.float16)}).write(str(path))
     except RuntimeError as error:
         raise OSError(str(error)) from error

@@ -102,9 +102,10 @@ class SceneVideo(Video):
         self.kind = kind or drawn
         self.focal = width / 2 / math.tan(rng.uniform(0.48, 0.66))  # 55 to 76 degrees across
         self._scene_seed = int(rng.integers(2**63))
-        self.depth: Video = _Truth(self, self._depth)
-        self.labels: Video = _Truth(self, self._labels)
-        self.flow: Video = _Truth(self, self._flow)
+        self.settings = (seed, kind, camera_speed, object_speed, photographs, str(dtype))
+        self.depth: Video = _Truth(self, "depth", self._depth)
+        self.labels: Video = _Truth(self, "labels", self._labels)
+        self.flow: Video = _Truth(self, "flow", self._flow)
 
     def read(self, numbers: Sequence[int]) -> Tensor:
         """Return the frames with these numbers: (len(numbers), 3, H, W), float32 in [0, 1] or uint8."""
@@ -142,9 +143,10 @@ class SceneVideo(Video):
 class _Truth(Video):
     """What is known about the frames of a `SceneVideo`, made by `one` from a number."""
 
-    def __init__(self, video: SceneVideo, one: Callable[[int], Tensor]) -> None:
+    def __init__(self, video: SceneVideo, kind: str, one: Callable[[int], Tensor]) -> None:
         self.name, self.num_frames, self.frame_rate = video.name, video.num_frames, video.frame_rate
         self.height, self.width, self._one = video.height, video.width, one
+        self.settings = (kind, video.settings)
 
     def read(self, numbers: Sequence[int]) -> Tensor:
         return torch.stack([self._one(n) for n in self._checked(numbers)])
