@@ -233,8 +233,8 @@ def _table(found: Found) -> list[str]:
     lines = [
         f"**{APPLICATIONS[found.application]}.** {data['images']} pictures of {data['size']}x{data['size']}, "
         f"{before['steps']} steps of {before['batch']} before and {after['steps']} of {after['batch']} of "
-        f"fine-tuning, {rate}; up to {data['sequences']} test sequences of up to {data['frames']} frames; "
-        f"{len(found.runs)} fine-tunings, seeds {seeds[0]} to {seeds[-1]}. For comparison, {what} {trivial.psnr:.2f} dB. "
+        f"fine-tuning, {rate}; {data['sequences']} test sequences of up to {data['frames']} frames; {len(found.runs)} "
+        f"fine-tunings, seeds {seeds[0]} to {seeds[-1]}. For comparison, {what} {trivial.psnr:.2f} dB. "
         "S is the median over the sequences, and in brackets their mean; of seeds the mean and standard deviation.",
         "",
         "| training | PSNR, dB | S | change | S ratio | seeds | paper: change | paper: S ratio |",

@@ -24,6 +24,8 @@ from unflicker.data.base import FilesVideo, FileVideo, FolderVideo, Recording, V
 from unflicker.data.cache import ENDING, Cached, cached
 from unflicker.data.clips import ClipDataset, load, read_frames
 from unflicker.data.folder import choose, find_videos, open_folder, read_clip
+from unflicker.data.scaled import ScaledVideo, scaled
+from unflicker.data.scenes import scenes
 from unflicker.video import Frame, VideoInfo, open_reader, open_writer
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "clips"
@@ -758,3 +760,31 @@ def test_what_load_refuses():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert not list(load(dataset, batch=4, steps=3, start=3))
+
+
+# made, and scaled
+
+
+def test_made_scenes_are_kept_as_files_are(tmp_path):
+    (scene,) = scenes(1, num_frames=3, height=24, width=32)
+    (kept,) = cached([scene], tmp_path, limit_gib=1)
+    for one, other in ((scene.frames, kept.frames), *((scene.targets[k], kept.targets[k]) for k in scene.targets)):
+        torch.testing.assert_close(one.read([0, 2]), other.read([0, 2]), rtol=0, atol=0, equal_nan=True)
+    assert len(list(tmp_path.iterdir())) == 4
+    (other,) = cached(scenes(1, seed=1, num_frames=3, height=24, width=32), tmp_path, limit_gib=1)
+    assert not torch.equal(other.frames.read([0]), kept.frames.read([0]))
+
+
+def test_videos_are_averaged_down_to_one_height(tmp_path):
+    video = FileVideo(make(tmp_path / "a.mp4", 3, 96, 64))
+    small = ScaledVideo(video, 32)
+    assert (small.height, small.width, small.read([1]).dtype) == (32, 48, torch.uint8)
+    exact = video.read([1]).float().unflatten(2, (32, 2)).unflatten(4, (48, 2)).mean((3, 5))
+    assert (small.read([1]).float() - exact).abs().max() <= 0.5
+    assert torch.equal(ScaledVideo(video, 100).read([2]), video.read([2]))  # nothing is made larger
+    both = scaled(Recording(video, {"truth": video}), 32)
+    assert torch.equal(both.targets["truth"].read([0]), both.frames.read([0]))
+    with pytest.raises(InputError, match="target 'depth' of a cannot be scaled: leave data.short_side out"):
+        scaled(Recording(video, {"depth": video}), 32)
+    with pytest.raises(InputError, match="shorter side must be 1 pixel or more, got 0"):
+        ScaledVideo(video, 0)

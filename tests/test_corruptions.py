@@ -696,3 +696,15 @@ def test_any_cut_any_seed_any_size(name, seed, cut, size):
     clip = torch.rand(4, 3, *size)
     whole, parts = make(name, seed=seed)(clip), make(name, seed=seed)
     assert torch.equal(whole, torch.cat([parts(clip[:cut]), parts(clip[cut:], start=cut)]))
+
+
+def test_one_of_several_is_drawn_by_the_seed():
+    names = ["frame_drop:ivm", "jpeg:ivm", "elastic:ivm"]
+    drawn = [parse(" | ".join(names), seed=seed) for seed in range(30)]
+    assert {each.name for each in drawn} == {"frame_drop", "jpeg", "elastic"}
+    clip = torch.rand(4, 3, 16, 16)
+    for seed, each in enumerate(drawn[:5]):
+        same = parse(next(name for name in names if name.startswith(each.name)), seed=seed)
+        assert torch.equal(each(clip), same(clip))
+    with pytest.raises(InputError, match="There is no corruption 'jpg'"):  # whichever is drawn
+        parse("jpeg|jpg", seed=0)

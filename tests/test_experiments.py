@@ -154,6 +154,57 @@ def test_the_validation_loss_is_that_of_one_long_clip(mine):
     assert validation_loss(model, recording, recipe) == pytest.approx(expected.item(), rel=1e-5)
 
 
+DESCRIBED = """
+    import torch
+    from torch import nn
+
+    class Described(nn.Module):
+        def __init__(self, channels):
+            super().__init__()
+            torch.manual_seed(0)
+            self.net = nn.Conv2d(3, channels, 3, padding=1)
+
+        def forward(self, x):
+            return {"loss": None, "logits": self.net(x)}
+
+    def depth():
+        return Described(1)
+
+    def labels():
+        return Described(12)
+"""
+
+
+@pytest.mark.parametrize(
+    ("target", "distance", "metrics"),
+    [("depth", "inverse_depth_rmse", ("abs_rel", "instability")), ("labels", "cross_entropy", ("miou", "instability"))],
+)
+def test_depth_and_labels_are_validated_and_evaluated(place, tmp_path, target, distance, metrics):
+    (tmp_path / f"{target}net.py").write_text(textwrap.dedent(DESCRIBED))
+    recipe = load_recipe(
+        place / "mine.yaml",
+        [
+            f"base.network={tmp_path / target}net.py:{target}",
+            "adapter.plan={'::logits': {kind: ema, decay: 0.3}}",
+            "data.layout=scenes",
+            "data.options={count: 3, num_frames: 10, height: 24, width: 32}",
+            f"data.target={target}",
+            "data.frames=null",
+            "data.corruptions=[]",
+            f"loss.distance={distance}",
+            f"evaluation.metrics=[{', '.join(metrics)}]",
+        ],
+    )
+    model, (recording,) = build_model(recipe), open_sets(recipe).validation
+    clip, truth = recording.frames.read(range(10))[None], recording.targets[target].read(range(10))[None]
+    with torch.no_grad():
+        expected = unified_loss(model(clip)[0]["logits"], truth, stability=0.2, distance=distance)["total"]
+    assert validation_loss(model, recording, recipe) == pytest.approx(expected.item(), rel=1e-5)
+    found = evaluate_recipe(recipe, {})
+    assert tuple(found.metrics) == metrics and set(found.overall) == {"base", "EMA 0.2", "truth"}
+    assert found.overall["EMA 0.2"]["instability"] < found.overall["base"]["instability"]
+
+
 def test_a_finished_run_is_not_repeated_and_another_recipe_is_refused(mine, tmp_path):
     train(mine(), tmp_path / "run")
     before = (tmp_path / "run" / "log.csv").read_bytes()

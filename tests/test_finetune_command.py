@@ -225,7 +225,7 @@ def test_what_the_command_refuses(tmp_path, images, mine, monkeypatch, capsys):
     assert "Give 1 step or more" in refused("--steps", "0")
     assert "give it that ending" in refused("--out", "weights.pth")
     assert "its folder must exist" in refused("--out", "nowhere/weights.safetensors")
-    assert "There is no file or folder" in (err := refused("--video", "gone.mp4")) or "gone.mp4" in err
+    assert "There is no file or folder gone.mp4; check the name." in refused("--video", "gone.mp4")
     assert "is not a folder" in refused("--targets", "gone")
     code, said = command(monkeypatch, capsys, "finetune", "--model", "a.onnx", "--images", images)
     assert code == 2 and "ONNX files are run as they are" in said.err
@@ -326,7 +326,7 @@ def test_a_file_that_turns_out_damaged_gives_way_to_the_next(images):
     crops = ImagePairs(pairs)
     for index in range(len(crops)):
         assert crops[index].shape == (3, 96, 96)
-    assert len(crops.skipped) == 1 and "0.jpg cannot be read" in crops.skipped[0]
+    assert list(crops.damaged) == pairs[:1] and "0.jpg cannot be read" in crops.damaged[pairs[0]]
     alone = ImagePairs(pairs[:1])
     assert "None of 1 pictures can be read" in told(lambda: alone[0])
 

@@ -307,3 +307,27 @@ def test_a_divergence_leaves_the_weights_of_the_step_before():
     with pytest.raises(FloatingPointError, match="at step 3: lower the learning rate"):
         fit(model, spoiled, steps=5, schedule=())
     assert same(adapter_state_dict(model), adapter_state_dict(good))
+
+
+class Pair(nn.Module):
+    """Returns a dict, as networks of other packages do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x):
+        return {"features": x.mean((2, 3)), "logits": self.net(x)}
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_the_main_entry_of_a_dict_is_trained(recompute):
+    weights = []
+    for address, base in (("", nn.Conv2d(3, 3, 1)), ("::logits", Pair())):
+        torch.manual_seed(1)
+        for parameter in base.parameters():
+            nn.init.normal_(parameter)
+        model = stabilize(base, {address: LearnedEMA()}, example=torch.rand(1, 3, 8, 8))
+        fit(model, batches, steps=2, recompute=recompute)
+        weights.append(list(adapter_state_dict(model).values()))
+    assert all(torch.equal(*each) for each in zip(*weights, strict=True))

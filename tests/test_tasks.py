@@ -5,18 +5,71 @@ import torch
 from torch import nn
 
 from unflicker.checks import InputError
+from unflicker.controllers import Controller
 from unflicker.corruptions import ToneJitter
+from unflicker.data.scenes import CLASSES
 from unflicker.data.synthetic import demo_clip
-from unflicker.stabilizers import Aligned
-from unflicker.tasks import BUILT_IN, TASKS, WEIGHTS, find_task, load_network, load_task
+from unflicker.losses import DISTANCES
+from unflicker.model import stabilize
+from unflicker.networks.adain import AdaIN
+from unflicker.networks.hdrnet import HDRNet
+from unflicker.networks.nafnet import NAFNet
+from unflicker.networks.unet import UNet
+from unflicker.scores import METRICS
+from unflicker.stabilizers import Aligned, Controlled, Spatial
+from unflicker.tasks import BUILT_IN, TASKS, WEIGHTS, add_adapter, find_task, load_network, load_task, paper_plan
 
 
-@pytest.mark.parametrize("name", TASKS)
+HERE = [name for name, task in TASKS.items() if task.weights or name == "none"]
+
+
+@pytest.mark.parametrize("name", HERE)
 def test_every_task_is_aligned_unless_told_otherwise(name):
     model = load_task(name)
-    assert find_task(name).default == ("aligned-learned" if name == "denoise" else "aligned")
     assert set(model.stabilizers) == {"output"} and isinstance(model.stabilizers["output"], Aligned)
+    assert model.stabilizers["output"].signal == find_task(name).signal
+    assert find_task(name).default in ("aligned", "aligned-learned")
     assert set(BUILT_IN) <= set(find_task(name).adapters)
+
+
+@pytest.mark.parametrize("name", HERE)
+def test_what_a_task_names_exists(name):
+    task = find_task(name)
+    assert task.distance in DISTANCES and set(task.metrics) <= METRICS.keys()
+
+
+@pytest.mark.parametrize(
+    "network",
+    [NAFNet(width=8, encoder_blocks=(1,), middle_blocks=1, decoder_blocks=(1,)), HDRNet(), UNet(1, width=8), AdaIN()],
+    ids=lambda network: type(network).__name__,
+)
+def test_the_papers_layers_can_be_stabilized(network):
+    plan = paper_plan(network, Spatial(hidden=4, groups=1))
+    model = stabilize(network, plan, controller=Controller(4, depth=1), example=torch.rand(1, 3, 64, 64))
+    assert "output" in model.places and len(model.places) >= len(plan)
+    assert {type(each) for each in model.stabilizers.values()} <= {Spatial, Controlled}  # vectors are no maps
+    model(torch.rand(1, 2, 3, 64, 64))
+
+
+def test_where_the_papers_name_no_layer():
+    with pytest.raises(InputError, match="The papers name no layers of a Conv2d, only of NAFNet, HDRNet"):
+        paper_plan(nn.Conv2d(3, 3, 1))
+    with pytest.raises(InputError, match="There is no preset 'papre'; did you mean 'paper'"):
+        load_task("depth", preset="papre")
+    assert len(load_task("depth", preset="paper").places) == 10
+
+
+def test_a_network_of_yours_is_averaged_in_the_space_of_what_it_returns():
+    for channels, signal in ((1, "depth"), (3, "image"), (5, "logits")):
+        model = add_adapter(nn.Conv2d(3, channels, 1), "aligned")
+        assert model.stabilizers["output"].signal == signal
+    vector = add_adapter(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), "aligned")
+    assert vector.stabilizers["output"].signal == "logits"
+
+
+def test_a_task_with_published_weights_says_where_they_go():
+    with pytest.raises(InputError, match=r"give --model style:PICTURE with --weights FOLDER"):
+        load_network("style")
 
 
 def test_adapters_are_listed_with_the_trained_ones_first_and_none_last():

@@ -91,7 +91,7 @@ def test_nafnet_takes_any_size(size):
     assert net(torch.rand(2, 3, *size)).shape == (2, 3, *size)
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", [name for name, task in TASKS.items() if task.weights or name == "none"])
 def test_every_task_loads_with_every_adapter(name):
     frame = torch.rand(1, 3, 24, 32)
     base = load_network(name)
@@ -106,7 +106,9 @@ def test_every_task_loads_with_every_adapter(name):
 
 def test_the_bundled_weights_are_small_and_told_of():
     files = [path for path in WEIGHTS.rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) < 6e6
+    assert sum(path.stat().st_size for path in files) < 12 * 2**20
+    for name in TASKS:
+        assert sum(path.stat().st_size for path in files if name in (path.stem, path.parent.parent.name)) < 3 * 2**20
     assert {path.suffix for path in files} <= {".safetensors", ".json", ".md"}
     for name, task in TASKS.items():
         if not task.weights:

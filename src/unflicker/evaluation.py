@@ -21,7 +21,7 @@ from unflicker.checks import InputError, nearest
 from unflicker.corruptions import parse
 from unflicker.data.base import Recording, Video
 from unflicker.data.clips import read_frames
-from unflicker.kinds import Kind, as_output, as_target, check_alike, output_kinds, target_kinds
+from unflicker.kinds import Kind, as_output, as_target, check_fits, output_kinds, target_kinds
 from unflicker.layers import evaluating
 from unflicker.model import MOST, StabilizedModel
 from unflicker.outputs import main_tensor, run_once
@@ -225,9 +225,10 @@ def _kind(job: _Job, recordings: Sequence[Recording]) -> Kind:
     if not kinds:
         raise InputError(f"No metric compares with the target {job.target!r}; take another.")
     name = next(name for name in job.metrics if kinds[0] not in METRICS[name].streams)
+    made = f" of a network that makes {kinds[0].removeprefix('own ')}" if job.target == "base" else ""
     raise InputError(
-        f"The metric {name!r} does not fit the target {job.target or 'clean'!r}, which is of {kinds[0]}; "
-        f"those that fit are {', '.join(fitting(kinds[0]))}."
+        f"The metric {name!r} does not fit the target {job.target or 'clean'!r}{made}; those that fit are "
+        f"{', '.join(fitting(kinds[0]))}."
     )
 
 
@@ -235,9 +236,11 @@ def _kinds(job: _Job, recordings: Sequence[Recording]) -> tuple[Kind, ...]:
     """Which kinds of output it may be, by the first target that can be read, or by what the base makes of a frame."""
     if job.target in (None, "clean", "truth"):
         return ("pictures",)
+    size = job.size if job.target == "base" else None  # the size of a target tells nothing
     for recording in recordings:
         with contextlib.suppress(InputError, OSError):
-            clean, target = read_frames(recording, job.numbers(recording.frames)[:1], target=job.key(recording))
+            numbers = job.numbers(recording.frames)[:1]
+            clean, target = read_frames(recording, numbers, target=job.key(recording), size=size)
             break
     else:
         return get_args(Kind)  # nobody can tell, and nothing will be measured
@@ -292,7 +295,7 @@ def _evaluate_video(job: _Job, number: int, recording: Recording, tell: Callable
                     preds = target
                     if row != TRUTH:
                         preds = as_output(outputs[row], x, job.kind)
-                        check_alike(preds, target, job.kind)
+                        check_fits(preds, target, job.kind)
                     for name, stream in each.items():
                         start = time.perf_counter()
                         stream.update(preds, target)

@@ -93,10 +93,10 @@ def as_target(target: Tensor, key: str, kind: Kind) -> Tensor:
     return target
 
 
-def check_alike(output: Tensor, target: Tensor, kind: Kind) -> None:
+def check_fits(output: Tensor, target: Tensor, kind: Kind) -> None:
     """Raise unless an output, from `as_output`, can be held to a target, from `as_target`.
 
-    >>> check_alike(torch.zeros(1, 5, 4, 6), torch.zeros(1, 8, 12, dtype=torch.int64), "labels")
+    >>> check_fits(torch.zeros(1, 5, 4, 6), torch.zeros(1, 8, 12, dtype=torch.int64), "labels")
     Traceback (most recent call last):
     unflicker.checks.InputError: The network must return logits (1, K, 8, 12), as many as the target has labels, got \
 (1, 5, 4, 6): scale its output to the size of its frames.

@@ -79,8 +79,8 @@ def find_pairs(images: str | Path, targets: str | Path | None = None) -> tuple[l
 class ImagePairs(Dataset[Any]):
     """Square crops at random: `dataset[i]` is x (3, size, size) in [0, 1], or x and y if there are targets.
 
-    A file that turns out to be damaged gives way to the next, and is noted in `skipped`. With few images the length is
-    a multiple of their number, and each has several crops.
+    A file that turns out to be damaged gives way to the next, and is noted. With few images the length is a multiple of
+    their number, and each has several crops.
 
     Args:
         pairs: of `find_pairs`.
@@ -89,7 +89,7 @@ class ImagePairs(Dataset[Any]):
 
     Attributes:
         size: of the crops' sides, in pixels: 128, or less if an image is smaller.
-        skipped: a sentence for each damaged file.
+        damaged: those pairs that turned out to be, and a sentence for each.
 
     Raises:
         InputError: there are no pairs; or, when an item is asked for, not one file can be read.
@@ -104,8 +104,7 @@ class ImagePairs(Dataset[Any]):
             raise InputError("ImagePairs needs one pair or more, got none.")
         self.pairs, self.channels = list(pairs), channels
         self.size = min(MOST, *(min(picture_size(pair.image)) // UNIT * UNIT for pair in pairs))
-        self.skipped: list[str] = []
-        self._damaged: set[Pair] = set()
+        self.damaged: dict[Pair, str] = {}
         self._generator = torch.Generator().manual_seed(seed)
 
     def __len__(self) -> int:
@@ -116,14 +115,14 @@ class ImagePairs(Dataset[Any]):
             raise IndexError(f"There are {len(self)} crops, counted from 0; got {index}.")
         for offset in range(len(self.pairs)):
             pair = self.pairs[(index + offset) % len(self.pairs)]
-            if pair in self._damaged:
+            if pair in self.damaged:
                 continue
             try:
                 return self._crop(pair)
             except InputError as error:
-                self._damaged.add(pair)
-                self.skipped.append(str(error))
-        raise InputError(f"None of {len(self.pairs)} pictures can be read; the first of them: {self.skipped[0]}")
+                self.damaged[pair] = str(error)
+        first = next(iter(self.damaged.values()))
+        raise InputError(f"None of {len(self.pairs)} pictures can be read; the first of them: {first}")
 
     def _crop(self, pair: Pair) -> Tensor | tuple[Tensor, Tensor]:
         x = _floats(read_picture(pair.image))

@@ -286,8 +286,11 @@ def _scaled(height: int, width: int, scale: float) -> tuple[int, int]:
 
 
 def _resized(clip: Tensor, size: tuple[int, int] | None, average: bool) -> Tensor:
-    """Scale frames (T, C, H, W), or labels (T, H, W), down: to the mean of the pixels, or to one of them."""
-    if size is None or size == tuple(clip.shape[-2:]):
+    """Scale frames (T, C, H, W), or labels (T, H, W), down: to the mean of the pixels, or to one of them.
+
+    Classes of whole frames (T,) have no size.
+    """
+    if size is None or clip.ndim == 1 or size == tuple(clip.shape[-2:]):
         return clip
     if not average:
         rows, columns = (

@@ -1,0 +1,165 @@
+"""What benchmarks/robustness.py found, beside the paper: tables and findings in docs/results.md.
+
+    python benchmarks/robustness_report.py [--from FOLDER]
+
+With --from, what is finished there is copied to docs/robustness/*.json first. The block of docs/results.md between the
+two marks is made of these files alone; a test makes it again and compares.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+
+from unflicker.checks import InputError
+from unflicker.results import BASE, TRUTH, Evaluation
+
+DOCS = Path(__file__).parents[1] / "docs"
+BEGIN, END = "<!-- robustness: made by benchmarks/robustness_report.py -->", "<!-- robustness: end -->"
+CORRUPTIONS = ("clean", "patch-drop", "elastic", "frame-drop", "jpeg", "impulse")
+TITLES = {"enhance": "Enhancement", "depth": "Depth", "segment": "Segmentation"}
+QUALITY = {"enhance": "psnr", "depth": "abs_rel", "segment": "miou"}
+SHOWN = {"psnr": ("PSNR, dB", 2), "abs_rel": ("AbsRel", 3), "miou": ("mIoU", 3)}
+STEADIER = 25.0  # per cent: what the trained adapter is to reach under each corruption, with no less accuracy
+# Quality and instability of the base and of the paper's adapter: tables 1 (HDRNet, Depth Anything) and 4 (DeepLab).
+PAPER: dict[str, dict[str, tuple[float, float, float, float]]] = {
+    "enhance": {
+        "patch-drop": (17.43, 164.6, 31.39, 30.36),
+        "elastic": (24.00, 64.23, 26.63, 24.97),
+        "frame-drop": (28.65, 94.04, 31.69, 29.14),
+        "jpeg": (24.85, 42.06, 26.46, 23.58),
+        "impulse": (14.28, 217.8, 27.37, 30.90),
+    },
+    "depth": {
+        "patch-drop": (0.070, 9.89, 0.070, 4.73),
+        "elastic": (0.052, 7.76, 0.057, 4.75),
+        "frame-drop": (0.065, 14.17, 0.050, 4.91),
+        "jpeg": (0.057, 7.32, 0.065, 4.92),
+        "impulse": (0.047, 6.83, 0.056, 4.98),
+    },
+    "segment": {
+        "clean": (0.406, 0.079, 0.411, 0.059),
+        "patch-drop": (0.060, 0.454, 0.405, 0.064),
+        "elastic": (0.377, 0.090, 0.403, 0.064),
+        "frame-drop": (0.369, 0.209, 0.406, 0.063),
+        "jpeg": (0.109, 0.216, 0.337, 0.066),
+        "impulse": (0.051, 0.312, 0.399, 0.065),
+    },
+}
+
+Found = Mapping[str, Mapping[str, Evaluation]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--from", dest="source", type=Path, metavar="FOLDER", help="what benchmarks/robustness.py wrote"
+    )
+    arguments = parser.parse_args()
+    if arguments.source is not None:
+        for task in TITLES:
+            for corruption in CORRUPTIONS:
+                file = arguments.source / f"{task}-{corruption}.json"
+                if file.exists():
+                    Evaluation.read(file).write(DOCS / "robustness" / file.name)
+    page = DOCS / "results.md"
+    text = page.read_text(encoding="utf-8")
+    if BEGIN not in text or END not in text:
+        raise InputError(f"{page} has no block between {BEGIN!r} and {END!r}.")
+    before, _, rest = text.partition(BEGIN)
+    page.write_text(before + block(read()) + rest.partition(END)[2], encoding="utf-8")
+
+
+def read() -> Found:
+    """The evaluations that are there, by task and corruption.
+
+    Raises:
+        InputError: there is none.
+    """
+    found: dict[str, dict[str, Evaluation]] = {}
+    for task in TITLES:
+        for corruption in CORRUPTIONS:
+            file = DOCS / "robustness" / f"{task}-{corruption}.json"
+            if file.exists():
+                found.setdefault(task, {})[corruption] = Evaluation.read(file)
+    if not found:
+        raise InputError(f"{DOCS / 'robustness'} is empty; run benchmarks/robustness.py, and this with --from.")
+    return found
+
+
+def block(found: Found) -> str:
+    """The part of docs/results.md that is made of the evaluations."""
+    lines = [BEGIN, ""]
+    for task, each in found.items():
+        lines += [*_table(task, each), ""]
+    for task, each in found.items():
+        lines.append(f"- {_finding(task, each)}")
+    return "\n".join([*lines, "", END])
+
+
+def _table(task: str, found: Mapping[str, Evaluation]) -> list[str]:
+    metric = QUALITY[task]
+    heading, digits = SHOWN[metric]
+    first = next(iter(found.values()))
+    video = first.videos[0]
+    methods = [name for name in first.overall if name not in (BASE, TRUTH)]
+    lines = [
+        f"**{TITLES[task]}** ({len(first.videos)} recordings, {first.frames} frames, the first of {video.width}x"
+        f"{video.height}). {heading} of the network alone and with each adapter, and the change of instability:",
+        "",
+        f"| corruption | alone | {' | '.join(methods)} | paper: {heading} | paper: instability |",
+        f"|---|--:|{'--:|' * len(methods)}--:|--:|",
+    ]
+    for corruption, each in found.items():
+        base = each.overall[BASE]
+        row = [corruption, f"{_number(base[metric]):.{digits}f}"]
+        for name in methods:
+            mine = each.overall[name]
+            row.append(f"{_number(mine[metric]):.{digits}f}, {_change(each, name):+.0f} %")
+        if corruption in PAPER[task]:
+            alone, before, ours, after = PAPER[task][corruption]
+            row += [f"{alone:.{digits}f} to {ours:.{digits}f}", f"{100 * (after / before - 1):+.0f} %"]
+        else:
+            row += ["", ""]
+        lines.append(f"| {' | '.join(row)} |")
+    return lines
+
+
+def _finding(task: str, found: Mapping[str, Evaluation]) -> str:
+    """Whether the trained adapter is steadier by a quarter under each corruption, and no less accurate."""
+    metric = QUALITY[task]
+    higher = metric != "abs_rel"
+    short, worse, name = [], [], "aligned-learned"
+    for corruption, each in found.items():
+        if corruption == "clean" or name not in each.overall:
+            continue
+        if _change(each, name) > -STEADIER:
+            short.append(f"{corruption} {_change(each, name):+.0f} %")
+        gain = _number(each.overall[name][metric]) - _number(each.overall[BASE][metric])
+        if (gain if higher else -gain) < 0:
+            worse.append(f"{corruption} {gain:+.3f}")
+    told = [f"not under {', '.join(short)}"] if short else []
+    told += [f"less accurate under {', '.join(worse)}"] if worse else []
+    verdict = "reached" if not told else f"**not reached** ({'; '.join(told)})"
+    return (
+        f"{TITLES[task]}: at least {STEADIER:.0f} % steadier under each of the five corruptions with `{name}`, and no "
+        f"less accurate than the network alone: {verdict}."
+    )
+
+
+def _change(each: Evaluation, name: str) -> float:
+    """Of instability against the network alone, in per cent."""
+    return 100 * (_number(each.overall[name]["instability"]) / _number(each.overall[BASE]["instability"]) - 1)
+
+
+def _number(value: float | None) -> float:
+    assert value is not None
+    return value
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except InputError as error:
+        raise SystemExit(f"error: {error}") from None
