@@ -10,6 +10,7 @@ from torch import nn
 
 from unflicker.export import fresh_state, to_exported_program, to_onnx
 from unflicker.model import stabilize
+from unflicker.networks.hdrnet import HDRNet
 from unflicker.stabilizers import EMA, Controlled, Gaussian, Spatial
 
 missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
@@ -117,6 +118,16 @@ class TestOnnx:
         for y, result in zip(results, expected, strict=True):
             close(y["output:depth"], result["depth"])
             close(y["output:features"], result["features"])
+
+    def test_a_stabilized_hdrnet(self, make_lively, tmp_path):
+        frames = list(torch.rand(5, 1, 3, 24, 40))
+        model = make_lively(stabilize(HDRNet(), {"overall.fc*": Controlled(hidden=4), "": EMA(0.5)}, example=frames[0]))
+        names = to_onnx(model, tmp_path / "model.onnx", frames[0])
+        results = run_in_onnxruntime(tmp_path / "model.onnx", names, frames)
+        expected, _ = run_in_torch(model, frames)
+        for y, result in zip(results, expected, strict=True):
+            close(y["output"], result)
+        assert not torch.allclose(results[2]["output"], model.base(frames[2]), atol=1e-3)
 
     def test_bad_values_in_onnxruntime(self, conv_net, frames, make_lively, tmp_path):
         frames[2, :, :, 3:5] = float("nan")

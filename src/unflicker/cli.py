@@ -87,16 +87,16 @@ def run(
     task: Annotated[
         str | None,
         typer.Option(
-            help="What to do: denoise (noise up to 0.2), denoise-heavy (0.6), "
-            "none (no network: take the video's own flicker out) [denoise].",
+            help="What to do: denoise (noise up to 0.2), denoise-heavy (0.6), enhance (bring details out), depth, "
+            "segment (indoor and street scenes), none (no network: take the video's own flicker out) [denoise].",
             show_default=False,
         ),
     ] = None,
     adapter: Annotated[
         str,
         typer.Option(
-            help="aligned (the default), ema, none (the network alone); for denoise also aligned-learned (its "
-            "default), spatial, learned-ema; or a folder of yours.",
+            help="aligned, ema, none (the network alone); for denoise, enhance, depth and segment also aligned-learned "
+            "(their default), for denoise spatial and learned-ema; or a folder of yours.",
             show_default=False,
         ),
     ] = "default",

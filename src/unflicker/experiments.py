@@ -140,7 +140,7 @@ def train(
     def batches(start: int) -> Iterator[Batch]:
         counts = {"batch": settings.batch, "steps": settings.steps, "start": start, "workers": settings.workers}
         for batch in load(dataset, shard=shard(), **counts):
-            yield batch["input"], _target(batch["target"], teacher)
+            yield batch["input"], _target(batch["target"], teacher, loss.distance)
 
     def validate(judged: StabilizedModel) -> float:
         losses = []
@@ -219,7 +219,7 @@ def validation_loss(
             entry = main_output(model.base, clean[:1].to(device)) if entry is None else entry
             output, state = model(corrupt(clean, start=start)[None].to(device), state)
             preds = pick(output, entry.removeprefix("::"), "The network's output")
-            target = _target(truth[None].to(device), teacher).to(device)
+            target = _target(truth[None].to(device), teacher, loss.distance).to(device)
             terms = unified_loss(
                 preds, target, stability=loss.stability, distance=loss.distance, previous=previous, frames=1
             )
@@ -254,7 +254,7 @@ def evaluate_recipe(
     Raises:
         InputError: no recording is left for a test, or an adapter does not fit.
     """
-    sets = open_sets(recipe)
+    sets = open_sets(recipe, ("test",))
     if not sets.test:
         raise InputError("No recording is left for a test: give data.test, or three videos or more.")
     base = load_base(recipe.base.network, recipe.base.weights)
@@ -496,14 +496,15 @@ def _teacher(recipe: Recipe, model: StabilizedModel) -> nn.Module | None:
     return model.base if recipe.training.trains == "adapter" else copy.deepcopy(model.base).to(device())
 
 
-def _target(clean: Tensor, teacher: nn.Module | None) -> Tensor:
-    """What a teacher makes of clean frames (B, T, C, H, W); the frames, if there is none."""
+def _target(clean: Tensor, teacher: nn.Module | None, distance: str) -> Tensor:
+    """What a teacher makes of clean frames (B, T, C, H, W); the frames, if there is none. Of logits, probabilities."""
     if teacher is None:
         return clean
     with torch.no_grad():
         device = next((p.device for p in teacher.parameters()), clean.device)
         frames = clean.flatten(0, 1).to(device)
-        return main_tensor(teacher(frames), frames).unflatten(0, clean.shape[:2])
+        made = main_tensor(teacher(frames), frames).unflatten(0, clean.shape[:2])
+        return made.softmax(2) if distance == "cross_entropy" else made
 
 
 def _save(model: StabilizedModel, recipe: Recipe, folder: Path, log: _Log, started: float) -> None:

@@ -34,8 +34,8 @@ class Sets:
         return {role: [each.name for each in getattr(self, role)] for role in ROLES}
 
 
-def open_sets(recipe: Recipe) -> Sets:
-    """Find the recordings of a recipe.
+def open_sets(recipe: Recipe, roles: Sequence[str] = ROLES) -> Sets:
+    """Find the recordings of a recipe, at least those of these roles: "train", "validation" and "test".
 
     What it names is taken for that; if it does not say what trains, everything else does, less every fifth recording
     for each of validation and test that it does not name either.
@@ -49,11 +49,12 @@ def open_sets(recipe: Recipe) -> Sets:
         raise InputError("The recipe does not say where the clips are: add data.root=FOLDER.")
     complaints: list[str] = []
     sets: dict[str, list[Recording]] = {role: [] for role in ROLES}
+    enough = all(named[role] is not None for role in roles)
     for role, selection in named.items():
-        if selection is not None:
+        if selection is not None and (role in roles or not enough):
             sets[role], skipped = _open(data, selection)
             complaints += skipped
-    if data.train is None:
+    if data.train is None and not enough:
         everything, skipped = _open(data, Selection())
         complaints += skipped
         taken = {_identity(each) for found in sets.values() for each in found}

@@ -250,7 +250,10 @@ def write_weights(network: nn.Module, file: str | Path, facts: dict[str, str] | 
     part = file.with_name(f"{file.name}.{os.getpid()}.part")
     weights = {name: value.detach().cpu().contiguous().clone() for name, value in network.state_dict().items()}
     try:
+        part.touch()
+        mode = part.stat().st_mode
         save_file(weights, part, facts)
+        part.chmod(mode)  # safetensors keeps its files to their owner
         os.replace(part, file)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{file} cannot be written ({error}). What was begun is removed.") from None

@@ -31,7 +31,8 @@ def confusion_matrix(preds: Tensor, target: Tensor, *, num_classes: int, ignore_
     if preds.is_floating_point() and preds.ndim == 4:
         if preds.shape[1] != num_classes:
             raise InputError(f"preds must have {num_classes} channels, one a class, got {tuple(preds.shape)}.")
-        classes = torch.where(preds.isnan().any(1), num_classes, preds.argmax(1))
+        best = preds.max(1)
+        classes = torch.where(best.values.isnan(), num_classes, best.indices)
     elif preds.ndim == 3 and not preds.is_floating_point():
         classes = preds.long()
         if classes.numel() and not (int(classes.min()) >= 0 and int(classes.max()) < num_classes):
