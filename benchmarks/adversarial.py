@@ -43,8 +43,8 @@ from unflicker.tasks import paper_plan
 OTHERS = ("box", "pillar", "ball", "vehicle")
 LENGTH, SIDE = 8, 64  # frames of a sequence, pixels of a square
 SMALLEST, LEAST = 150, 0.5  # pixels of a thing in its first frame, and the share of them that stays in sight
-COUNTS = {"train": 72, "validation": 24, "test": 64}  # sequences that are attacked, half of them of persons
-EPOCHS, FRAMES = 20, 64  # of the classifier's training, and frames in a step
+COUNTS = {"train": 48, "validation": 16, "test": 64}  # sequences that are attacked, half of them of persons
+EPOCHS, FRAMES = 5, 64  # of the classifier's training, and frames in a step
 STEPS, CLIPS = 100, 2  # of each adapter's, and sequences in a step
 RATES = (1e-3, 3e-3)
 STABILITY = 0.2  # the paper's lambda for corruptions

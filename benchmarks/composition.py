@@ -30,7 +30,7 @@ CLIPS = Path(__file__).with_name("clips.yaml")
 CORRUPTIONS = ("patch-drop", "elastic", "frame-drop", "jpeg", "impulse")
 RATES = (1e-3, 3e-3)
 STEPS = 60  # of every adapter alike
-FRAMES = 12  # of every test clip
+FRAMES = 8  # of every test clip
 
 
 def main() -> None:

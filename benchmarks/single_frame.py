@@ -16,6 +16,7 @@ import contextlib
 import copy
 import fcntl
 import functools
+import itertools
 import json
 import os
 import time
@@ -40,7 +41,7 @@ from unflicker.metrics import psnr
 from unflicker.metrics.temporal import SmoothnessStream
 from unflicker.networks.colorization import ColorizationAutoencoder
 from unflicker.networks.hdr_autoencoder import HDRAutoencoder
-from unflicker.networks.hdrcnn import hdr_loss, log_light, saturation_mask
+from unflicker.networks.hdrcnn import log_light, saturation_mask
 from unflicker.recipes import load_recipe
 from unflicker.recipes.single_frame import SingleFrame, list_single_frame, load_single_frame
 from unflicker.regularizers import (
@@ -69,8 +70,6 @@ class Application:
     reconstruction: Callable[[Tensor, Tensor], Tensor]
     domain: Callable[[Tensor], Tensor]
     """From targets to what the network makes of them."""
-    mask: Callable[[Tensor], Tensor] | None
-    """From targets to where the network matters in training."""
     counted: Callable[[Tensor], Tensor] | None
     """From inputs to the pixels that are measured, (T, 1, H, W)."""
     peak: float
@@ -83,32 +82,33 @@ class Application:
         return {"warp stability": Stability, "transform invariance": TransformInvariance}[name]()
 
     def measured(self, preds: Tensor, sequence: Sequence) -> dict[str, float]:
-        """PSNR over what counts in a sequence, channel by channel, and the smoothness with its two energies."""
+        """PSNR over what counts in a sequence, and the smoothness with its two energies."""
         _, x, y, frame_rate = sequence
-        truth = self.domain(y)
         counted = None if self.counted is None else self.counted(x)
-        ratios = []
-        for c in range(preds.shape[1]):
-            ours, theirs = preds[:, c : c + 1], truth[:, c : c + 1]
-            if counted is not None:
-                ours, theirs = (each[counted > 0].view(1, 1, 1, -1) for each in (ours, theirs))
-            ratios.append(psnr(ours, theirs, data_range=self.peak).item())
         stream = SmoothnessStream(frame_rate, "identity", 0.15, 4.0, 1 / 255)
-        stream.update(preds, truth, counted)
+        stream.update(preds, self.domain(y), counted)
         smooth, _, energy, own = stream.totals().tolist()
-        return {"psnr": sum(ratios) / len(ratios), "smoothness": smooth, "truth energy": energy, "energy": own}
+        return {"psnr": self.psnr(preds, x, y), "smoothness": smooth, "truth energy": energy, "energy": own}
+
+    def psnr(self, preds: Tensor, x: Tensor, y: Tensor) -> float:
+        """Over all that counts in some frames together, channel by channel."""
+        truth, ratios = self.domain(y), []
+        chosen = torch.ones_like(x) > 0 if self.counted is None else self.counted(x) > 0
+        for c in range(preds.shape[1]):
+            ours, theirs = (each[:, c : c + 1][chosen].view(1, 1, 1, -1) for each in (preds, truth))
+            ratios.append(psnr(ours, theirs, data_range=self.peak).item())
+        return sum(ratios) / len(ratios)
 
 
 APPLICATIONS = {
     "hdr": Application(
-        HDRAutoencoder,
-        functools.partial(hdr_loss, kind="l2"),
+        functools.partial(HDRAutoencoder, input_skip=True),
+        lambda preds, y: F.mse_loss(preds, log_light(y)),
         log_light,
-        saturation_mask,
         lambda x: (saturation_mask(x) >= 0.5).float(),
         float(torch.log(torch.tensor(BRIGHTEST))),  # what a clipped pixel can be: 1 to 100, in logarithms
     ),
-    "color": Application(ColorizationAutoencoder, F.mse_loss, lambda y: y, None, None, 1.0),  # a, b / 100
+    "color": Application(ColorizationAutoencoder, F.mse_loss, lambda y: y, None, 1.0),  # a, b / 100
 }
 
 
@@ -117,6 +117,7 @@ def main() -> None:
     parser.add_argument("recipe", help=f"{', '.join(list_single_frame())}, or a file")
     parser.add_argument("changes", nargs="*", help="KEY=VALUE, as data.root=FOLDER")
     parser.add_argument("--out", type=Path, required=True, help="folder for what is finished")
+    parser.add_argument("--first", type=int, help="only so many fine-tunings, those that tell most")
     parser.add_argument("--rates", type=float, nargs="+", help="only compare learning rates on validation pictures")
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # a second thread costs more than it gives
@@ -125,7 +126,7 @@ def main() -> None:
     if arguments.rates:
         study.compare_rates(arguments.rates)
     else:
-        study.run()
+        study.run(arguments.first)
 
 
 class Study:
@@ -152,9 +153,9 @@ class Study:
     def sequences(self) -> list[Sequence]:
         return test_sequences(self.recipe)
 
-    def run(self) -> None:
+    def run(self, first: int | None = None) -> None:
         baseline = self.baseline()
-        for term, ratio, seed in self.grid():
+        for term, ratio, seed in itertools.islice(self.grid(), first):
             name = f"{term} {ratio:g} {seed}".replace(" ", "-")
             file = self.folder / "runs" / f"{name}.json"
             with claimed(self.folder / "locks" / name) as mine:
@@ -220,7 +221,6 @@ class Study:
             term=self.application.term(term) if ratio else None,
             ratio=ratio,
             reconstruction=self.application.reconstruction,
-            mask=self.application.mask,
             augment=RandomWarp() if term == AUGMENTED else None,
             learning_rate=learning_rate or told.learning_rate,
             schedule=told.schedule,
@@ -237,16 +237,12 @@ class Study:
         }
 
     def validation(self, network: nn.Module) -> float:
-        """PSNR of the reconstruction over the validation pictures."""
+        """PSNR over what counts in the validation pictures."""
         network.eval()
         pictures = self.pictures[1]
-        with torch.no_grad():
-            pairs = [pictures[i] for i in range(len(pictures))]  # type: ignore[arg-type]
-            x, y = (torch.stack(each) for each in zip(*pairs, strict=True))
-            error, share = self.application.reconstruction(video(network, x), y), 1.0
-            if self.application.mask is not None:
-                share = self.application.mask(y).square().mean().item()
-        return 20 * torch.log10(self.application.peak / (error / share).sqrt()).item()
+        pairs = [pictures[i] for i in range(len(pictures))]  # type: ignore[arg-type]
+        x, y = (torch.stack(each) for each in zip(*pairs, strict=True))
+        return self.application.psnr(video(network, x), x, y)
 
     def compare_rates(self, rates: list[float]) -> None:
         baseline = self.baseline()

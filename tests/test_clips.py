@@ -784,7 +784,7 @@ def test_videos_are_averaged_down_to_one_height(tmp_path):
     assert torch.equal(ScaledVideo(video, 100).read([2]), video.read([2]))  # nothing is made larger
     both = scaled(Recording(video, {"truth": video}), 32)
     assert torch.equal(both.targets["truth"].read([0]), both.frames.read([0]))
-    with pytest.raises(InputError, match="target 'depth' of a cannot be scaled: leave data.short_side out"):
+    with pytest.raises(InputError, match=r"target 'depth' of a cannot be scaled: leave data\.short_side out"):
         scaled(Recording(video, {"depth": video}), 32)
     with pytest.raises(InputError, match="shorter side must be 1 pixel or more, got 0"):
         ScaledVideo(video, 0)

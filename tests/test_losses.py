@@ -22,6 +22,7 @@ from unflicker.losses import (
     charbonnier,
     collapse_bound,
     cross_entropy,
+    inverse_depth_rmse,
     l1,
     mse,
     oracle_bound,
@@ -559,3 +560,15 @@ def test_the_figures_are_drawn(bounds, tmp_path):
         assert len(figure.axes) == 3 and "bound" in figure.axes[2].get_title()
         figure.savefig(tmp_path / f"{name}.png", dpi=20)
         assert (tmp_path / f"{name}.png").stat().st_size > 1000
+
+
+def test_disparity_upside_down_is_further_than_none():
+    depth = 1 + torch.rand(1, 1, 8, 8)
+    upright, flat, inverted = (inverse_depth_rmse(sign / depth, depth).item() for sign in (1, 0, -1))
+    assert upright < 0.002 < flat < inverted  # the root of epsilon is left
+    preds = (-1 / depth).requires_grad_()
+    inverse_depth_rmse(preds, depth).sum().backward()
+    assert inverse_depth_rmse(preds - 0.1 * preds.grad, depth) < inverted
+    unknown = depth.clone()
+    unknown[..., :2] = 0  # no depth
+    assert torch.equal(inverse_depth_rmse(preds, unknown), inverse_depth_rmse(preds[..., 2:], depth[..., 2:]))

@@ -66,8 +66,9 @@ def test_train_your_own_does_what_it_says(tmp_path, monkeypatch, capsys):
     assert "recommended" in capsys.readouterr().out
 
 
-def test_the_studies_in_the_results_are_those_of_the_committed_numbers():
-    spec = importlib.util.spec_from_file_location("study_report", ROOT / "benchmarks" / "study_report.py")
+@pytest.mark.parametrize("name", ["study_report", "robustness_report"])
+def test_the_studies_in_the_results_are_those_of_the_committed_numbers(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
     report = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(report)
     assert report.block(report.read()) in (ROOT / "docs" / "results.md").read_text(encoding="utf-8")

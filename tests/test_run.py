@@ -569,6 +569,7 @@ def test_run_from_the_command_line(tmp_path):
         (["IN", "OUT", "--adapter", "spacial"], "no adapter 'spacial', and there is no such folder; did you mean"),
         (["IN", "OUT", "--task", "none", "--adapter", "spatial"], "The task 'none' has no adapter 'spatial'"),
         (["IN", "OUT", "--adapter", "ema", "--explain"], "nothing to explain: this adapter keeps no evidence"),
+        (["IN", "OUT", "--device", "cdua"], "The device 'cdua' is not here: take cpu"),
         (["IN", "OUT", "--strength", "much"], "'--strength'"),
         (["IN", "OUT", "--strenght", "1"], "--strength"),
         (["IN", "OUT", "--strength", "-1"], "strength must be 0 (off) or more, up to 1e+06, got -1.0"),

@@ -60,7 +60,7 @@ def test_the_small_twins_change_amounts_alone(name):
         big.grid.terms,
         big.grid.ratios,
     )
-    assert small.data.size == big.data.size and small.grid.seeds >= 2
+    assert small.grid.seeds >= 2
 
 
 def test_mistakes_are_told_with_their_place(tmp_path):

@@ -7,7 +7,6 @@ from torch import nn
 from unflicker.checks import InputError
 from unflicker.controllers import Controller
 from unflicker.corruptions import ToneJitter
-from unflicker.data.scenes import CLASSES
 from unflicker.data.synthetic import demo_clip
 from unflicker.losses import DISTANCES
 from unflicker.model import stabilize
@@ -18,7 +17,6 @@ from unflicker.networks.unet import UNet
 from unflicker.scores import METRICS
 from unflicker.stabilizers import Aligned, Controlled, Spatial
 from unflicker.tasks import BUILT_IN, TASKS, WEIGHTS, add_adapter, find_task, load_network, load_task, paper_plan
-
 
 HERE = [name for name, task in TASKS.items() if task.weights or name == "none"]
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from unflicker.experiments import OnStep
+    from unflicker.model import StabilizedModel
     from unflicker.recipes import Recipe
     from unflicker.results import Evaluation
     from unflicker.run import RunResult
@@ -65,7 +66,11 @@ WeightsOption = Annotated[
 
 MetricOption = Annotated[
     list[str] | None,
-    typer.Option(help="Besides the recipe's: ssim, warping_error, flicker; each several times.", show_default=False),
+    typer.Option(
+        help="Besides the recipe's: ssim, warping_error, flicker; of depth abs_rel, delta1; of labels miou, "
+        "pixel_accuracy; each several times.",
+        show_default=False,
+    ),
 ]
 ProcessesOption = Annotated[int, typer.Option(help="Videos at a time, each in a process of its own.")]
 
@@ -137,6 +142,7 @@ def run(
     frame_rate: Annotated[float | None, typer.Option(help="Frames per second of a folder of images [24].")] = None,
     network: ModelOption = None,
     weights: WeightsOption = None,
+    device: Annotated[str, typer.Option(help="What computes: cpu, cuda, cuda:1, mps, xpu.")] = "cpu",
 ) -> None:
     """Take a video through a network, stabilized; sound and subtitles are kept."""
     tune_process()
@@ -153,7 +159,7 @@ def run(
         model = load_task(task, adapter)
     with _progress(source.name) as on_frame:
         result = run_video(
-            model,
+            _on(device, model),
             source,
             destination,
             processed=processed,
@@ -618,6 +624,20 @@ def _training_bar(steps: int, name: str = "") -> Iterator[OnStep]:
                 )
 
         yield on_step
+
+
+def _on(device: str, model: StabilizedModel) -> StabilizedModel:
+    """Bring a model to a device."""
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):  # as torch says that it knows no such device, or was built without it
+        here = "there is no GPU that this PyTorch can use"
+        if torch.accelerator.is_available():
+            here = f"there is {torch.accelerator.current_accelerator()}"
+        raise InputError(f"The device {device!r} is not here: take cpu; {here}.") from None
+    return model.to(device)
 
 
 def _example(source: Path) -> Tensor:

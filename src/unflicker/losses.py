@@ -167,7 +167,7 @@ def cross_entropy(preds: Tensor, target: Tensor, *, epsilon: float = 1e-6) -> Te
     return _mean(cost, known)
 
 
-def affine_align(preds: Tensor, target: Tensor) -> Tensor:
+def affine_align(preds: Tensor, target: Tensor, *, upright: bool = False) -> Tensor:
     """Return each frame of preds under the scale and shift that bring it closest to its own target.
 
     s p + m with s, m = argmin mean (s p + m - y)^2, for every frame apart, over the values whose truth is known. For
@@ -178,6 +178,8 @@ def affine_align(preds: Tensor, target: Tensor) -> Tensor:
     Args:
         preds: frames (..., C, H, W); one scale and shift for all channels.
         target: as preds; NaN where the truth is unknown.
+        upright: take the scale without its sign, so that what is upside down is further from the truth than nothing
+            is, and a network that trains from nothing finds out which way is near.
 
     Returns:
         As preds, in the units of target, everywhere; a frame without any truth becomes 0.
@@ -199,6 +201,7 @@ def affine_align(preds: Tensor, target: Tensor) -> Tensor:
     covariance = _mean(from_p * from_y, known)[..., None, None, None]
     varies = variance > (32 * torch.finfo(preds.dtype).eps * mean_p).square()  # more than rounding makes it
     scale = torch.where(varies, covariance / torch.where(varies, variance, 1), 0)
+    scale = scale.abs() if upright else scale
     return preds * scale + (mean_y - scale * mean_p)
 
 
@@ -229,7 +232,7 @@ def affine_aligned_rmse(preds: Tensor, target: Tensor, *, epsilon: float = 1e-6)
 
 
 def inverse_depth_rmse(preds: Tensor, target: Tensor, *, epsilon: float = 1e-6) -> Tensor:
-    """Return the distance of disparity from a true depth: `affine_aligned_rmse` to 1 / depth, frame by frame.
+    """Return the distance of disparity from a true depth: `affine_aligned_rmse` to 1 / depth, near being large.
 
     Args:
         preds: frames (..., C, H, W), 1 / depth up to scale and shift.
@@ -246,7 +249,8 @@ def inverse_depth_rmse(preds: Tensor, target: Tensor, *, epsilon: float = 1e-6) 
     >>> bool((inverse_depth_rmse(3 / depth + 1, depth) < 0.0011).all())
     True
     """
-    return affine_aligned_rmse(preds, _inverse(target), epsilon=epsilon)
+    target = _inverse(target)
+    return rmse(affine_align(preds, target, upright=True), target, epsilon=epsilon)
 
 
 def _inverse(depth: Tensor) -> Tensor:
@@ -375,15 +379,15 @@ def _terms(preds: Tensor, target: Tensor, distance: Distance, start: int, frames
     """Return accuracy and stability of the frames from `start` on, whose pairs may begin one frame earlier."""
     plain = distance.func if isinstance(distance, partial) else distance
     if plain is inverse_depth_rmse:
-        target, plain = _inverse(target), affine_aligned_rmse
+        target = _inverse(target)
     if target.ndim < preds.ndim:
         known = (target >= 0).unsqueeze(-3)
     elif plain is cross_entropy:
         known = ~target.isnan().any(-3, keepdim=True)
     else:
         known = ~target.isnan()
-    if plain is affine_aligned_rmse:
-        preds = affine_align(preds, target)
+    if plain in (affine_aligned_rmse, inverse_depth_rmse):
+        preds = affine_align(preds, target, upright=plain is inverse_depth_rmse)
         distance = partial(rmse, **distance.keywords) if isinstance(distance, partial) else rmse
     accuracy = distance(preds[:, start:], target[:, start:])
     expected = preds.shape[0], preds.shape[1] - start

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from safetensors.torch import load_file
@@ -72,8 +72,6 @@ def _styled() -> nn.Module:
 
 
 SMALL_NAFNET = partial(NAFNet, width=16, encoder_blocks=(1, 1, 2), middle_blocks=2, decoder_blocks=(1, 1, 1))
-DEPTH: dict[str, Any] = {"signal": "depth", "distance": "inverse_depth_rmse", "target": "depth"}
-SEGMENT: dict[str, Any] = {"signal": "logits", "distance": "cross_entropy", "target": "labels"}
 # denoise: Gaussian noise of unknown strength up to 0.2 (51 of 255); denoise-heavy: 0.6 (153 of 255); enhance: HDRNet,
 # details brought out; depth: disparity up to scale and shift; segment: the classes of `unflicker.data.scenes.CLASSES`;
 # style and classify: published weights alone; none: the video as it is, to take its own flicker out.
@@ -87,9 +85,33 @@ TASKS = {
             default="aligned-learned",
         ),
         Task("denoise-heavy", SMALL_NAFNET),
-        Task("enhance", HDRNet, target="truth"),
-        Task("depth", partial(UNet, 1), metrics=("abs_rel", "delta1", "instability"), **DEPTH),
-        Task("segment", partial(UNet, len(CLASSES)), metrics=("miou", "pixel_accuracy", "instability"), **SEGMENT),
+        Task(
+            "enhance",
+            HDRNet,
+            target="truth",
+            trained=("aligned-learned", "aligned-spatial"),
+            default="aligned-learned",
+        ),
+        Task(
+            "depth",
+            partial(UNet, 1),
+            signal="depth",
+            distance="inverse_depth_rmse",
+            metrics=("abs_rel", "delta1", "instability"),
+            target="depth",
+            trained=("aligned-learned",),
+            default="aligned-learned",
+        ),
+        Task(
+            "segment",
+            partial(UNet, len(CLASSES)),
+            signal="logits",
+            distance="cross_entropy",
+            metrics=("miou", "pixel_accuracy", "instability"),
+            target="labels",
+            trained=("aligned-learned",),
+            default="aligned-learned",
+        ),
         Task("style", _styled, weights=False),
         Task(
             "classify",

@@ -28,8 +28,8 @@ class Cached(Video):
     """A video read from a decoded copy, which is made when a frame of it is first asked for.
 
     A copy belongs to the files' paths, sizes and times of change, and to the video's settings; it has its own name
-    only when it is whole. When the folder would hold more than the limit, those used longest ago are removed. A video that alone is larger is read
-    directly, as it is while another process writes its copy.
+    only when it is whole. When the folder would hold more than the limit, those used longest ago are removed. A video
+    that alone is larger is read directly, as it is while another process writes its copy.
 
     Args:
         video: one that comes from files, or has settings.
