@@ -4,6 +4,7 @@ import copy
 import pickle
 import re
 import sys
+from fractions import Fraction
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from unflicker.networks import hub
 from unflicker.networks.base import Sizing
 from unflicker.outputs import main_output
 from unflicker.stabilizers import EMA
+from unflicker.video import Frame, VideoInfo, open_writer
 
 NET = """
 from torch import nn
@@ -389,3 +391,24 @@ def test_a_network_that_fails_on_the_example():
         main_output(grey, FRAME)
     with pytest.raises(InputError, match=r"frames \(1, 4, 8, 8\): .* It may want RGB frames, with three channels."):
         main_output(nn.Conv2d(3, 1, 3), torch.rand(1, 4, 8, 8))
+
+
+# AdaIN
+
+
+def test_the_style_of_a_picture(tmp_path):
+    picture = tmp_path / "style.png"
+    with open_writer(tmp_path / "pictures", VideoInfo(24, 20, Fraction(1), Fraction(1))) as writer:
+        writer.write(Frame(torch.rand(3, 20, 24), 0, Fraction(1)))
+    next((tmp_path / "pictures").iterdir()).rename(picture)
+    network = load_base(f"style:{picture}", "random")
+    assert network.style.shape == (1, 3, 20, 24) and network(FRAME).shape == FRAME.shape
+    files = {"vgg_normalised.pth": network.encoder, "decoder.pth": network.decoder}
+    for name, part in files.items():
+        torch.save(part.state_dict(), tmp_path / name)
+    loaded = load_base(f"style:{picture}", tmp_path)
+    assert torch.allclose(loaded(FRAME), network(FRAME), atol=1e-5)
+    assert not any(p.requires_grad for p in loaded.parameters())
+    assert "give --weights FOLDER, which holds vgg_normalised.pth and decoder.pth" in said(f"style:{picture}")
+    assert "There is no picture 'stile.png' to take the style from" in said("style:stile.png")
+    assert "There is no file" in said(f"style:{picture}", tmp_path / "nowhere")

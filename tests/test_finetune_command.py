@@ -23,7 +23,7 @@ from unflicker.data import StillVideo, demo_clip
 from unflicker.metrics.quality import psnr
 from unflicker.metrics.temporal import instability, smoothness
 from unflicker.pairs import ImagePairs, find_pairs
-from unflicker.steadying import compare, steady, write_weights
+from unflicker.steadying import Comparison, Steadied, compare, steady, write_weights
 from unflicker.video import Frame, VideoInfo, open_writer
 
 NET = """
@@ -295,6 +295,17 @@ def test_nothing_is_left_where_a_file_cannot_be_written(tmp_path):
     said = told(write_weights, nn.Conv2d(3, 3, 1), tmp_path / "out.safetensors")
     assert "out.safetensors cannot be written" in said and "What was begun is removed" in said
     assert [path.name for path in tmp_path.iterdir()] == ["out.safetensors"]
+
+
+def test_what_was_paid_is_told():
+    def notes(psnr, kept, smoothness):
+        moving = [Comparison("clip", kept, smoothness, (0.0, 0.0, 0.0), (0.0, 0.0, 0.0))]
+        return " ".join(Steadied(Path("a"), 4, 1, True, psnr=psnr, moving=moving).notes)
+
+    assert notes(None, 35.0, 1.2) == notes((20.0, 19.6), 20.0, 1.2) == ""
+    assert "is 20.0 dB from what it made before: look whether it blurs" in notes(None, 20.0, 1.2)
+    assert "It is 1.5 dB farther from the targets than before" in notes((20.0, 18.5), 20.0, 1.2)
+    assert "did not become smoother on clip" in notes(None, 35.0, 0.9)
 
 
 # --- crops and measures -----------------------------------------------------------------------------------------------

@@ -566,9 +566,10 @@ def test_disparity_upside_down_is_further_than_none():
     depth = 1 + torch.rand(1, 1, 8, 8)
     upright, flat, inverted = (inverse_depth_rmse(sign / depth, depth).item() for sign in (1, 0, -1))
     assert upright < 0.002 < flat < inverted  # the root of epsilon is left
-    preds = (-1 / depth).requires_grad_()
-    inverse_depth_rmse(preds, depth).sum().backward()
-    assert inverse_depth_rmse(preds - 0.1 * preds.grad, depth) < inverted
+    preds = (0.3 * torch.rand_like(depth) - 1 / depth).requires_grad_()
+    wrong = inverse_depth_rmse(preds, depth).sum()
+    wrong.backward()
+    assert inverse_depth_rmse(preds - 0.1 * preds.grad, depth) < wrong
     unknown = depth.clone()
     unknown[..., :2] = 0  # no depth
     assert torch.equal(inverse_depth_rmse(preds, unknown), inverse_depth_rmse(preds[..., 2:], depth[..., 2:]))

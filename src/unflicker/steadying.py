@@ -51,6 +51,7 @@ CLIPS, FRAMES = 4, 24  # of synthetic motion
 WATCHED, WIDEST = 72, 640  # frames of a real clip, and pixels of its width
 FRAME_RATE = 24.0  # where nobody says
 SHOWN = 5  # images that were left out, by name
+MOST_LOST, LEAST_KEPT = 0.5, 30.0  # dB to the targets, and to what was made before; beyond them a warning is due
 
 Motion = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]  # frame number and two frames: flow, where it holds
 
@@ -98,7 +99,15 @@ class Steadied:
             told.append(f"{len(self.skipped)} images were left out in all.")
         if not self.held_out:
             told.append("There was one image to use, so the network was measured on what it was trained on.")
+        if self.psnr is not None and self.psnr[0] - self.psnr[1] > MOST_LOST:
+            lost = self.psnr[0] - self.psnr[1]
+            told.append(f"It is {lost:.1f} dB farther from the targets than before: a smaller ratio costs less.")
         for each in self.moving:
+            if self.psnr is None and each.kept < LEAST_KEPT:
+                told.append(
+                    f"What it makes of {each.name} is {each.kept:.1f} dB from what it made before: look whether it "
+                    "blurs, which is smooth too; a smaller ratio keeps more."
+                )
             if each.smoothness < 1:
                 told.append(f"It did not become smoother on {each.name}: try more steps, or a larger ratio.")
         return told
@@ -227,8 +236,8 @@ def table(found: Steadied) -> Table:
     from rich.table import Table
 
     made = Table(box=None)
-    with_targets = ("to targets, dB",) * (found.psnr is not None)
-    for heading in ("", "", *with_targets, "to before, dB", "smoothness", "along motion", "instability"):
+    with_targets = ("dB to targets",) * (found.psnr is not None)
+    for heading in ("", "", *with_targets, "dB to before", "smoothness", "along motion", "instability"):
         made.add_column(heading, justify="right" if heading else "left", no_wrap=not heading)
     for number, each in enumerate(found.moving):
         for i, row in enumerate(("input", "before", "after")):
