@@ -21,6 +21,7 @@ CORRUPTIONS = ("clean", "patch-drop", "elastic", "frame-drop", "jpeg", "impulse"
 TITLES = {"enhance": "Enhancement", "depth": "Depth", "segment": "Segmentation"}
 QUALITY = {"enhance": "psnr", "depth": "abs_rel", "segment": "miou"}
 SHOWN = {"psnr": ("PSNR, dB", 2), "abs_rel": ("AbsRel", 3), "miou": ("mIoU", 3)}
+TRAINED = ("aligned-learned", "aligned-spatial")
 STEADIER = 25.0  # per cent: what the trained adapter is to reach under each corruption, with no less accuracy
 # Quality and instability of the base and of the paper's adapter: tables 1 (HDRNet, Depth Anything) and 4 (DeepLab).
 PAPER: dict[str, dict[str, tuple[float, float, float, float]]] = {
@@ -94,7 +95,7 @@ def block(found: Found) -> str:
     for task, each in found.items():
         lines += [*_table(task, each), ""]
     for task, each in found.items():
-        lines.append(f"- {_finding(task, each)}")
+        lines += [f"- {_finding(task, each, name)}" for name in TRAINED if name in each["clean"].overall]
     return "\n".join([*lines, "", END])
 
 
@@ -126,13 +127,13 @@ def _table(task: str, found: Mapping[str, Evaluation]) -> list[str]:
     return lines
 
 
-def _finding(task: str, found: Mapping[str, Evaluation]) -> str:
-    """Whether the trained adapter is steadier by a quarter under each corruption, and no less accurate."""
+def _finding(task: str, found: Mapping[str, Evaluation], name: str) -> str:
+    """Whether a trained adapter is steadier by a quarter under each corruption, and no less accurate."""
     metric = QUALITY[task]
     higher = metric != "abs_rel"
-    short, worse, name = [], [], "aligned-learned"
+    short, worse = [], []
     for corruption, each in found.items():
-        if corruption == "clean" or name not in each.overall:
+        if corruption == "clean":
             continue
         if _change(each, name) > -STEADIER:
             short.append(f"{corruption} {_change(each, name):+.0f} %")
@@ -142,6 +143,9 @@ def _finding(task: str, found: Mapping[str, Evaluation]) -> str:
     told = [f"not under {', '.join(short)}"] if short else []
     told += [f"less accurate under {', '.join(worse)}"] if worse else []
     verdict = "reached" if not told else f"**not reached** ({'; '.join(told)})"
+    if task == "depth":
+        closer = sum(each.overall[name]["delta1"] > each.overall[BASE]["delta1"] for each in found.values())
+        verdict += f"; the share of pixels within 1.25 times the truth rises in {closer} of {len(found)} rows"
     return (
         f"{TITLES[task]}: at least {STEADIER:.0f} % steadier under each of the five corruptions with `{name}`, and no "
         f"less accurate than the network alone: {verdict}."

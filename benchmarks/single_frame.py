@@ -75,11 +75,12 @@ class Application:
     peak: float
 
     def term(self, name: str) -> Regularizer:
+        """Beyond the border there is no truth to hold to: what a logarithm makes of its zeros is light of 1."""
         if name == "noise stability":
             return NoiseStability()
         if name == "sparse Jacobian":
-            return SparseJacobian(domain=self.domain)
-        return {"warp stability": Stability, "transform invariance": TransformInvariance}[name]()
+            return SparseJacobian(domain=self.domain, valid_only=True)
+        return {"warp stability": Stability, "transform invariance": TransformInvariance}[name](valid_only=True)
 
     def measured(self, preds: Tensor, sequence: Sequence) -> dict[str, float]:
         """PSNR over what counts in a sequence, and the smoothness with its two energies."""
@@ -212,11 +213,13 @@ class Study:
         self, network: nn.Module, term: str, ratio: float, seed: int, learning_rate: float | None = None
     ) -> float:
         """Fine-tune a copy of the baseline; return the seconds."""
-        told = self.recipe.finetuning
+        told, pictures = self.recipe.finetuning, self.pictures[0]
+        if self.recipe.grid.moves == "light" and term != "noise stability":  # noise is the picture's
+            network, pictures = nn.Sequential(Camera(), network), Light(pictures)
         start = time.time()
         finetune(
             network,
-            shuffled(self.pictures[0], batch=told.batch, seed=1 + seed),
+            shuffled(pictures, batch=told.batch, seed=1 + seed),
             steps=told.steps,
             term=self.application.term(term) if ratio else None,
             ratio=ratio,
@@ -314,6 +317,27 @@ def crops(recordings: list[Recording], count: int, size: int, seed: int) -> Tens
             pictures.append(square.flip(-1) if mirrored < 0.5 else square)
     light, colour = to_lab(torch.stack(pictures))
     return TensorDataset(light, colour)
+
+
+class Camera(nn.Module):
+    """What a camera gives of light (B, 1, H, W): its square root, clipped, in 8 bits."""
+
+    def forward(self, light: Tensor) -> Tensor:
+        return (light.clamp(0, 1).sqrt() * 255).round() / 255
+
+
+class Light(Dataset[tuple[Tensor, Tensor]]):
+    """Pairs of a picture and its light, with the light in place of the picture."""
+
+    def __init__(self, pictures: Dataset[Any]) -> None:
+        self.pictures = pictures
+
+    def __len__(self) -> int:
+        return len(self.pictures)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        light = self.pictures[index][1]
+        return light, light
 
 
 def test_sequences(recipe: SingleFrame) -> list[Sequence]:

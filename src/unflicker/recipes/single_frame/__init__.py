@@ -53,6 +53,9 @@ class Steps(Strict):
 class Grid(Strict):
     """What is compared; fine-tuning without a term and with augmentation come on top."""
 
+    moves: Literal["picture", "light"] = "picture"
+    """What the warp is of: the clipped picture, as published; or, for HDR, the light before a camera clips it."""
+
     terms: tuple[Term, ...] = ("noise stability", "warp stability", "transform invariance", "sparse Jacobian")
     ratios: tuple[Ratio, ...] = (0.5, 2, 8, 32, 128, 512)
     """Of the term to the reconstruction, a / (1 - a)."""
