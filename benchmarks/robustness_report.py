@@ -144,8 +144,16 @@ def _finding(task: str, found: Mapping[str, Evaluation], name: str) -> str:
     told += [f"less accurate under {', '.join(worse)}"] if worse else []
     verdict = "reached" if not told else f"**not reached** ({'; '.join(told)})"
     if task == "depth":
-        closer = sum(each.overall[name]["delta1"] > each.overall[BASE]["delta1"] for each in found.values())
+        closer = sum(
+            _number(each.overall[name]["delta1"]) > _number(each.overall[BASE]["delta1"]) for each in found.values()
+        )
         verdict += f"; the share of pixels within 1.25 times the truth rises in {closer} of {len(found)} rows"
+    if task == "enhance":
+        jpeg = found["jpeg"].overall
+        verdict += (
+            f"; the truth's own instability is {_number(jpeg[TRUTH]['instability']):.4f}, that of the network under jpeg "
+            f"{_number(jpeg[BASE]['instability']):.4f}: most of it is motion, and less of it is no merit"
+        )
     return (
         f"{TITLES[task]}: at least {STEADIER:.0f} % steadier under each of the five corruptions with `{name}`, and no "
         f"less accurate than the network alone: {verdict}."

@@ -226,6 +226,7 @@ def _table(found: Found) -> list[str]:
     trivial, base = found.need("trivial"), found.need("baseline")
     what = "the clipped input itself has" if found.application == "hdr" else "grey would have"
     seeds = sorted({row["seed"] for row in found.runs})
+    moved = ", the warp being of the light before it is clipped" if found.recipe["grid"]["moves"] == "light" else ""
     rate = f"learning rate {after['learning_rate']:g}"
     if found.rates:
         tried = ", ".join(f"{name}: {value:.2f} dB" for name, value in found.rates.items())
@@ -233,8 +234,8 @@ def _table(found: Found) -> list[str]:
     lines = [
         f"**{APPLICATIONS[found.application]}.** {data['images']} pictures of {data['size']}x{data['size']}, "
         f"{before['steps']} steps of {before['batch']} before and {after['steps']} of {after['batch']} of "
-        f"fine-tuning, {rate}; {data['sequences']} test sequences of up to {data['frames']} frames; {len(found.runs)} "
-        f"fine-tunings, seeds {seeds[0]} to {seeds[-1]}. For comparison, {what} {trivial.psnr:.2f} dB. "
+        f"fine-tuning{moved}, {rate}; {data['sequences']} test sequences of up to {data['frames']} frames; "
+        f"{len(found.runs)} fine-tunings, seeds {seeds[0]} to {seeds[-1]}. For comparison, {what} {trivial.psnr:.2f} dB. "
         "S is the median over the sequences, and in brackets their mean; of seeds the mean and standard deviation.",
         "",
         "| training | PSNR, dB | S | change | S ratio | seeds | paper: change | paper: S ratio |",

@@ -138,3 +138,15 @@ def test_colour_is_measured_channel_by_channel(study):
     preds = y + torch.tensor([0.1, 0.01]).view(2, 1, 1)
     found = study.APPLICATIONS["color"].measured(preds, ("a", torch.rand(5, 1, 4, 4), y, 25.0))
     assert found["psnr"] == pytest.approx(30, rel=1e-4) and found["smoothness"] == pytest.approx(1, rel=1e-4)
+
+
+def test_the_camera_of_the_study_is_that_of_the_pictures(study):
+    x, y = study.HDRImages(2, size=32)[1]
+    assert torch.equal(study.Camera()(y[None])[0], x)
+    light = study.Light(study.HDRImages(2, size=32))
+    assert len(light) == 2 and torch.equal(light[1][0], y) and torch.equal(light[1][1], y)
+
+
+def test_the_page_is_that_of_the_committed_numbers():
+    report = benchmark("single_frame_report")
+    assert report.block(report.read()) in (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
