@@ -44,7 +44,7 @@ OTHERS = ("box", "pillar", "ball", "vehicle")
 LENGTH, SIDE = 8, 64  # frames of a sequence, pixels of a square
 SMALLEST, LEAST = 150, 0.5  # pixels of a thing in its first frame, and the share of them that stays in sight
 COUNTS = {"train": 48, "validation": 16, "test": 64}  # sequences that are attacked, half of them of persons
-EPOCHS, FRAMES = 5, 64  # of the classifier's training, and frames in a step
+EPOCHS, FRAMES = 12, 64  # of the classifier's training, and frames in a step
 STEPS, CLIPS = 100, 2  # of each adapter's, and sequences in a step
 RATES = (1e-3, 3e-3)
 STABILITY = 0.2  # the paper's lambda for corruptions
@@ -182,7 +182,7 @@ def make_classifier() -> Classifier:
 
 
 def train_classifier(base: nn.Module, sequences: Tensors) -> Tensors:
-    """Train on clean frames, mirrored at random; both classes weigh the same."""
+    """Train on clean frames, varied at random; both classes weigh the same."""
     network = copy.deepcopy(base).train()
     frames, labels = sequences["frames"].flatten(0, 1), sequences["person"].repeat_interleave(LENGTH)
     weight = len(labels) / (2 * labels.bincount(minlength=2))
@@ -192,13 +192,24 @@ def train_classifier(base: nn.Module, sequences: Tensors) -> Tensors:
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(EPOCHS):
         for batch in torch.randperm(len(labels), generator=random).split(FRAMES)[: len(labels) // FRAMES]:
-            x = frames[batch]
-            x = torch.where(torch.rand(len(x), 1, 1, 1, generator=random) < 0.5, x.flip(-1), x)
             optimizer.zero_grad()
-            F.cross_entropy(network(x), labels[batch], weight).backward()
+            F.cross_entropy(network(varied(frames[batch], random)), labels[batch], weight).backward()
             optimizer.step()
             schedule.step()
     return network.state_dict()
+
+
+def varied(x: Tensor, random: torch.Generator) -> Tensor:
+    """Mirror, move, scale and tint each frame a little: the scenes are too few to do without."""
+    n = len(x)
+    scale = torch.empty(n).uniform_(0.75, 1.1, generator=random)
+    place = torch.zeros(n, 2, 3)
+    place[:, 0, 0] = scale * (1 - 2 * torch.randint(2, (n,), generator=random))
+    place[:, 1, 1] = scale
+    place[:, :, 2] = torch.empty(n, 2).uniform_(-0.15, 0.15, generator=random)
+    x = F.grid_sample(x, F.affine_grid(place, list(x.shape), False), padding_mode="reflection", align_corners=False)
+    tint = torch.empty(n, 3, 1, 1).uniform_(0.7, 1.3, generator=random)
+    return (x * tint + torch.empty(n, 1, 1, 1).uniform_(-0.1, 0.1, generator=random)).clamp(0, 1)
 
 
 def attack(base: nn.Module, sequences: Tensors) -> Tensors:

@@ -235,7 +235,7 @@ def _table(found: Found) -> list[str]:
         f"**{APPLICATIONS[found.application]}.** {data['images']} pictures of {data['size']}x{data['size']}, "
         f"{before['steps']} steps of {before['batch']} before and {after['steps']} of {after['batch']} of "
         f"fine-tuning{moved}, {rate}; {data['sequences']} test sequences of up to {data['frames']} frames; "
-        f"{len(found.runs)} fine-tunings, seeds {seeds[0]} to {seeds[-1]}. For comparison, {what} {trivial.psnr:.2f} dB. "
+        f"{len(found.runs)} fine-tunings, seeds {seeds[0]} to {seeds[-1]}. Beside that, {what} {trivial.psnr:.2f} dB. "
         "S is the median over the sequences, and in brackets their mean; of seeds the mean and standard deviation.",
         "",
         "| training | PSNR, dB | S | change | S ratio | seeds | paper: change | paper: S ratio |",

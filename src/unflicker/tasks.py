@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from unflicker.checkpoint import compose_adapters, load_adapter
 from unflicker.checks import InputError, nearest
 from unflicker.data.scenes import CLASSES
-from unflicker.layers import pick
+from unflicker.kinds import Kind, output_kinds
 from unflicker.model import StabilizedModel, stabilize
 from unflicker.networks import adain, classifier, deeplab, depth_anything
 from unflicker.networks.adain import AdaIN
@@ -26,7 +26,7 @@ from unflicker.networks.depth_anything import DepthAnything
 from unflicker.networks.hdrnet import HDRNet
 from unflicker.networks.nafnet import NAFNet
 from unflicker.networks.unet import UNet
-from unflicker.outputs import main_entry, run_once
+from unflicker.outputs import main_entry, main_tensor, run_once
 from unflicker.plans import Plan
 from unflicker.stabilizers import EMA, Aligned, Controlled, Layout, Spatial, Stabilizer
 from unflicker.stabilizers.aligned import Signal
@@ -35,6 +35,7 @@ WEIGHTS = Path(__file__).parent / "weights"
 # Adapters that need no training, for every task; "none" passes the network through.
 BUILT_IN = ("aligned", "ema", "none")
 PRESETS = ("paper",)
+SIGNALS: dict[Kind, Signal] = {"pictures": "image", "own depth": "depth", "labels": "logits", "classes": "logits"}
 
 
 @dataclass(frozen=True)
@@ -240,7 +241,7 @@ def add_adapter(
     if signal is None:  # a network of yours may return a tuple or a dict
         output = run_once(network, example)
         entry = main_entry(output, example)
-        signal = _signal(pick(output, entry.removeprefix("::"), "The network's output"))
+        signal = SIGNALS[output_kinds(main_tensor(output, example))[0]]
     return stabilize(network, {entry: EMA(0.2) if chosen == "ema" else Aligned(signal=signal)}, example=example)
 
 
@@ -272,14 +273,6 @@ def paper_plan(network: nn.Module, stabilizer: Stabilizer | None = None) -> Plan
         here.layout = cast(Layout, layout)
         plan[layer] = here
     return plan
-
-
-def _signal(output: Tensor) -> Signal:
-    """What a network of somebody's returns, by its shape: one channel is depth, three are a picture, else classes."""
-    if output.ndim == 2:
-        return "logits"
-    channels = output.shape[1] if output.ndim == 4 else 1
-    return "depth" if channels == 1 else "image" if channels == 3 else "logits"
 
 
 def _inside(chosen: str) -> str:
