@@ -139,6 +139,10 @@ def _findings(pairs: Found) -> list[str]:
         )
     least = dict(sorted(pairs.items(), key=lambda item: _gain(item[1]))[:4])
     lines.append(f"The smallest gains: {_listed(least)}.")
+    frozen = {pair: each for pair, each in pairs.items() if each[OURS]["instability"] < each[TRUTH]["instability"]}
+    if frozen:
+        names = "; ".join(pair.replace("+", ", then ") for pair in frozen)
+        lines.append(f"Steadier than the truth, so that motion was lost as well: {len(frozen)} pairs ({names}).")
     return lines
 
 

@@ -66,7 +66,10 @@ def test_train_your_own_does_what_it_says(tmp_path, monkeypatch, capsys):
     assert "recommended" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["study_report", "robustness_report"])
+STUDIES = ["study_report", "robustness_report", "composition_report", "adversarial_report"]
+
+
+@pytest.mark.parametrize("name", STUDIES)
 def test_the_studies_in_the_results_are_those_of_the_committed_numbers(name):
     spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
     report = importlib.util.module_from_spec(spec)
