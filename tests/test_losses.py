@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.nn import functional as F
 
 from unflicker import losses
 from unflicker.checks import InputError
@@ -573,3 +573,11 @@ def test_disparity_upside_down_is_further_than_none():
     unknown = depth.clone()
     unknown[..., :2] = 0  # no depth
     assert torch.equal(inverse_depth_rmse(preds, unknown), inverse_depth_rmse(preds[..., 2:], depth[..., 2:]))
+
+
+def test_classes_of_whole_frames():
+    logits, labels = torch.randn(2, 3, 5), torch.randint(0, 5, (2, 3))
+    found = unified_loss(logits, labels, distance="cross_entropy", stability=0.2)
+    maps = unified_loss(logits[..., None, None], labels[..., None, None], distance="cross_entropy", stability=0.2)
+    assert all(torch.equal(found[name], maps[name]) for name in found)
+    assert torch.allclose(found["accuracy"], F.cross_entropy(logits.flatten(0, 1), labels.flatten()), atol=1e-4)
