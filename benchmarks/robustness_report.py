@@ -149,10 +149,10 @@ def _finding(task: str, found: Mapping[str, Evaluation], name: str) -> str:
         )
         verdict += f"; the share of pixels within 1.25 times the truth rises in {closer} of {len(found)} rows"
     if task == "enhance":
-        jpeg = found["jpeg"].overall
+        truth, alone = (_number(found["jpeg"].overall[row]["instability"]) for row in (TRUTH, BASE))
         verdict += (
-            f"; the truth's own instability is {_number(jpeg[TRUTH]['instability']):.4f}, that of the network under jpeg "
-            f"{_number(jpeg[BASE]['instability']):.4f}: most of it is motion, and less of it is no merit"
+            f"; the truth's own instability is {truth:.4f}, that of the network under jpeg {alone:.4f}: most of it is "
+            "motion, and less of it is no merit"
         )
     return (
         f"{TITLES[task]}: at least {STEADIER:.0f} % steadier under each of the five corruptions with `{name}`, and no "
