@@ -198,11 +198,12 @@ def _numbers(sequences: dict[str, dict[str, float]]) -> dict[str, float]:
     """PSNR and smoothness of a run over its sequences."""
     rows = list(sequences.values())
     smooth = [row["smoothness"] for row in rows]
+    own = sum(row["energy"] for row in rows)  # none in what never changes
     numbers = {
         "psnr": float(np.mean([row["psnr"] for row in rows])),
         "smoothness": float(np.median(smooth)),
         "mean": float(np.mean(smooth)),
-        "pooled": math.sqrt(sum(row["truth energy"] for row in rows) / sum(row["energy"] for row in rows)),
+        "pooled": math.sqrt(sum(row["truth energy"] for row in rows) / own) if own else math.inf,
     }
     return {name: round(value, 5) if math.isfinite(value) else 1e9 for name, value in numbers.items()}
 
