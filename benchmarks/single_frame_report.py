@@ -229,6 +229,9 @@ def block(found: dict[str, Found]) -> str:
     lines = [BEGIN, ""]
     for each in found.values():
         lines += [*_table(each), ""]
+        if each.application == "color" and (best := max(row["psnr"] for row in each.runs)) < each.need("trivial").psnr:
+            told = f"None of these networks comes as near as grey (the best: {best:.2f} dB): so few pictures of so few"
+            lines += [f"{told} scenes teach little, and smoothness of what is wrong is no merit.", ""]
     lines += ["Whether the paper's findings hold here, by the median smoothness:", ""]
     lines += [f"- {line}" for line in _findings(found)]
     lines += ["", *_pictures(found)]
