@@ -136,7 +136,7 @@ def _finding(task: str, found: Mapping[str, Evaluation], name: str) -> str:
         if corruption == "clean":
             continue
         if _change(each, name) > -STEADIER:
-            short.append(f"{corruption} {_change(each, name):+.0f} %")
+            short.append(f"{corruption} {_change(each, name):+.1f} %")
         gain = _number(each.overall[name][metric]) - _number(each.overall[BASE][metric])
         if (gain if higher else -gain) < 0:
             worse.append(f"{corruption} {gain:+.3f}")

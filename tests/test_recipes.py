@@ -117,3 +117,9 @@ def test_a_mistake_is_placed_in_the_file_it_was_made_in(tmp_path):
         load_recipe(new, ["loss.stability"])
     with pytest.raises(InputError, match=r"The option a=\[: the value is no YAML"):
         load_recipe(new, ["a=["])
+
+
+def test_a_network_trains_first_by_the_distance_of_its_target():
+    assert load_recipe("depth+base").loss.distance == "inverse_depth_rmse"
+    assert load_recipe("segment+base").loss.distance == "cross_entropy"
+    assert load_recipe("enhance-moderate+base+mse").loss.distance == "mse"

@@ -11,6 +11,7 @@ from scipy.ndimage import map_coordinates
 
 from unflicker.checks import InputError
 from unflicker.data.base import Recording
+from unflicker.data.cache import cached
 from unflicker.data.stills import StillVideo, stills
 
 SIZE = {"num_frames": 12, "height": 64, "width": 80}
@@ -267,3 +268,13 @@ def test_folders_without_pictures_are_named(tmp_path):
         stills(tmp_path)
     with pytest.raises(InputError, match="count must be 1 or more, got 0"):
         stills(tmp_path, count=0, height=8, width=8)
+
+
+def test_copies_of_stills_are_told_apart(tmp_path):
+    picture = tmp_path / "a.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=np.uint8)).save(picture)
+    one, other = (StillVideo(picture, num_frames=3, height=32, width=40, seed=seed) for seed in (0, 1))
+    kept = [each.frames for each in cached([Recording(one), Recording(other)], tmp_path / "cache", limit_gib=1)]
+    for video, copy in zip((one, other), kept, strict=True):
+        assert torch.equal(video.read([2]), copy.read([2]))
+    assert not torch.equal(one.read([2]), other.read([2]))

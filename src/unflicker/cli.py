@@ -68,7 +68,7 @@ MetricOption = Annotated[
     list[str] | None,
     typer.Option(
         help="Besides the recipe's: ssim, warping_error, flicker; of depth abs_rel, delta1; of labels miou, "
-        "pixel_accuracy; each several times.",
+        "pixel_accuracy; of classes accuracy; each several times.",
         show_default=False,
     ),
 ]
@@ -370,7 +370,8 @@ def sweep(
     loaded = load_recipe(recipe, settings)
     spec = adapter or "default"
     strengths = [_number(value, over) for value in chosen]
-    if loaded.data.root is not None:
+    named = any(each and each.root for each in (loaded.data.train, loaded.data.validation, loaded.data.test))
+    if loaded.data.root is not None or loaded.data.layout == "scenes" or named:
         with _progress("evaluating") as on_frame:
             found = evaluate_recipe(
                 loaded,
@@ -631,7 +632,8 @@ def _on(device: str, model: StabilizedModel) -> StabilizedModel:
     import torch
 
     try:
-        torch.empty(0, device=device)
+        if torch.empty(0, device=device).is_meta:
+            raise RuntimeError("nothing is computed there")
     except (RuntimeError, AssertionError):  # as torch says that it knows no such device, or was built without it
         here = "there is no GPU that this PyTorch can use"
         if torch.accelerator.is_available():

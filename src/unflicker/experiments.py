@@ -39,7 +39,7 @@ from unflicker.sets import Sets, known_sets, note_sets, open_sets
 from unflicker.stabilizers import from_description
 from unflicker.state import State
 from unflicker.tasks import TASKS, add_adapter, paper_plan
-from unflicker.tradeoff import figure, frontier, markdown_table
+from unflicker.tradeoff import QUALITIES, figure, frontier, markdown_table
 from unflicker.training import Batch, device, fit, known_frames, shard
 
 RECIPE, PROGRESS, LOG, RESULT, LOCK = "recipe.yaml", "progress.safetensors", "log.csv", "result.json", ".lock"
@@ -83,7 +83,10 @@ def build_model(recipe: Recipe) -> StabilizedModel:
                 raise InputError("The recipe has both adapter.plan and adapter.start; leave one out.")
             return with_adapter(recipe, network, adapter.start)
         plan = adapter.stabilizers()
-        if (everywhere := plan.pop("paper", None)) is not None:
+        if "paper" in plan:
+            everywhere = plan.pop("paper")
+            if everywhere is None:
+                raise InputError("adapter.plan: paper takes a stabilizer, as {kind: controlled}; leave it out instead.")
             plan = {**paper_plan(network, everywhere), **plan}
         if not plan:
             with _told_of(network, example), torch.no_grad():
@@ -125,6 +128,11 @@ def train(
     model = build_model(recipe)
     if settings.trains == "base" and model.places:
         raise InputError("The recipe trains the base alone, yet has an adapter: leave it out, or train both.")
+    if recipe.data.target == "base" and loss.distance == "inverse_depth_rmse":
+        raise InputError(
+            "inverse_depth_rmse holds disparity to a depth, but what the base makes is disparity: set "
+            "loss.distance=affine_aligned_rmse with data.target=base."
+        )
     if settings.batch % shard()[1]:
         raise InputError(
             f"training.batch must be a multiple of the number of processes, {shard()[1]}, got {settings.batch}."
@@ -333,11 +341,17 @@ def sweep_recipe(
 
 
 def write_results(evaluation: Evaluation, folder: str | Path, title: str) -> list[Path]:
-    """Write an evaluation as evaluation.json, table.md and tradeoff.png; return the files."""
+    """Write an evaluation as evaluation.json, table.md and, of instability and a quality, tradeoff.png.
+
+    Returns:
+        The files.
+    """
     folder = Path(folder)
     files = [folder / name for name in ("evaluation.json", "table.md", "tradeoff.png")]
     evaluation.write(files[0])
     files[1].write_text(markdown_table({title: evaluation}), encoding="utf-8")
+    if "instability" not in evaluation.metrics or not set(QUALITIES) & set(evaluation.metrics):
+        return files[:2]  # there is nothing to draw
     figure(frontier(evaluation), files[2])
     return files
 

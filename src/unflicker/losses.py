@@ -329,7 +329,7 @@ def unified_loss(
         preds: clips (B, T, C, H, W), not clipped; or features by name, each (B, T, ...), whose terms are averaged.
         target: as preds: the truth, or the features of a reference network on the clean input. Class indices
             (B, T, H, W) for "cross_entropy"; classes are the first dimension of a frame. Logits (B, T, K) of whole
-            frames have class indices (B, T).
+            frames have class indices (B, T), or probabilities (B, T, K).
         stability: the weight of the second term, the paper's lambda, at least 0. From 1/2 on it warns, once for each
             place in the program that asks for it.
         distance: a name from `DISTANCES` or a function from frames (..., C, H, W) twice to (...); features of other
@@ -409,8 +409,7 @@ def _parts(preds: Values, target: Values, previous: tuple[Values, Values] | None
     """Return pairs (B, T, C, H, W), each with the frame before in front, if there is one; check them all."""
     whole = isinstance(preds, Tensor)
     if isinstance(preds, Tensor) and isinstance(target, Tensor):
-        of_frames = preds.ndim == 3 and not target.is_floating_point()  # one class for a whole frame
-        if not _belong(preds, target) or not (preds.ndim == 5 or of_frames):
+        if not _belong(preds, target) or preds.ndim not in (3, 5):  # (B, T, K) are logits of whole frames
             raise InputError(
                 "preds and target must be alike, (B, T, C, H, W), or the target class indices (B, T, H, W); "
                 f"got {preds.shape = }, {target.shape = }. Features of other shapes are given by name, in dicts."

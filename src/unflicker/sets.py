@@ -134,7 +134,8 @@ def _open(data: Data, selection: Selection) -> tuple[list[Recording], list[str]]
         where = data.layout if root is None else str(root)
         found = [recordings[name] for name in select(recordings, selection.only, selection.without, where)]
     if data.short_side is not None:
-        found = [scaled(each, data.short_side) for each in found]
+        asked = [Recording(each.frames, {k: v for k, v in each.targets.items() if k == data.target}) for each in found]
+        found = [scaled(each, data.short_side) for each in asked]
     if data.enhance is not None:
         if data.target != "truth" or data.targets is not None:
             raise InputError("data.enhance makes the truth: set data.target=truth, and leave data.targets out.")

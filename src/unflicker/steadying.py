@@ -175,6 +175,9 @@ def steady(
     chosen = TERMS[term]()
     channels = _check_network(network, chosen, ImagePairs(pairs).size)
 
+    if clip is not None:
+        run_once(network, next(iter(_frames(clip))).to(device()))
+
     crops, tests = (ImagePairs(some, channels=channels) for some in (rest or measured, measured))
     pictures = [tests[i] for i in range(len(measured))]
     original = copy.deepcopy(network)
@@ -301,7 +304,7 @@ def _open_clip(path: Path) -> Video:
 def _frames(clip: Video) -> Iterable[Tensor]:
     """The first frames of a clip, (1, 3, H, W) in [0, 1]."""
     factor = min(1.0, WIDEST / clip.width)
-    size = tuple(max(16, 16 * round(n * factor / 16)) for n in (clip.height, clip.width))
+    size = tuple(max(32, 32 * round(n * factor / 32)) for n in (clip.height, clip.width))
     for number in range(min(WATCHED, clip.num_frames)):
         frame = clip.read([number])
         frame = frame.float() / 255 if frame.dtype == torch.uint8 else frame

@@ -20,6 +20,7 @@ from unflicker.kinds import Kind, output_kinds
 from unflicker.model import StabilizedModel, stabilize
 from unflicker.networks import adain, classifier, deeplab, depth_anything
 from unflicker.networks.adain import AdaIN
+from unflicker.networks.base import Framed
 from unflicker.networks.classifier import Classifier
 from unflicker.networks.deeplab import DeepLab
 from unflicker.networks.depth_anything import DepthAnything
@@ -47,12 +48,6 @@ class Task:
     signal: Signal = "image"
     """What the network returns, and so the space in which results are averaged: values as they are shown for
     "image", disparity for "depth", logits for "logits"."""
-    distance: str = "rmse"
-    """How far a result is from the truth, for training; a key of `unflicker.losses.DISTANCES`."""
-    metrics: tuple[str, ...] = ("psnr", "instability", "temporal_difference_error")
-    """What results are measured with; keys of `unflicker.evaluation.METRICS`."""
-    target: str = "clean"
-    """What the truth is called among a recording's targets."""
     trained: tuple[str, ...] = ()
     """Adapters in the package, besides those of `BUILT_IN` that every task has."""
     default: str = "aligned"
@@ -89,7 +84,6 @@ TASKS = {
         Task(
             "enhance",
             HDRNet,
-            target="truth",
             trained=("aligned-learned", "aligned-spatial"),
             default="aligned-learned",
         ),
@@ -97,9 +91,6 @@ TASKS = {
             "depth",
             partial(UNet, 1),
             signal="depth",
-            distance="inverse_depth_rmse",
-            metrics=("abs_rel", "delta1", "instability"),
-            target="depth",
             trained=("aligned-learned",),
             default="aligned-learned",
         ),
@@ -107,9 +98,6 @@ TASKS = {
             "segment",
             partial(UNet, len(CLASSES)),
             signal="logits",
-            distance="cross_entropy",
-            metrics=("miou", "pixel_accuracy", "instability"),
-            target="labels",
             trained=("aligned-learned",),
             default="aligned-learned",
         ),
@@ -118,9 +106,6 @@ TASKS = {
             "classify",
             classifier.load,
             signal="logits",
-            distance="cross_entropy",
-            metrics=("accuracy",),
-            target="labels",
             weights=False,
         ),
         Task("none", nn.Identity, weights=False),
@@ -138,6 +123,12 @@ SITES: dict[type[nn.Module], Mapping[str, str]] = {
     Classifier: classifier.PAPER_SITES,
     AdaIN: adain.SITES,
     UNet: {"encoders.*": "map", "middle": "map", "decoders.*": "map", "": "map"},
+}
+
+INSIDE: dict[str, type[nn.Module]] = {
+    "DepthAnythingForDepthEstimation": DepthAnything,
+    "MobileNetV2ForSemanticSegmentation": DeepLab,
+    "ResNetForImageClassification": Classifier,
 }
 
 
@@ -222,7 +213,8 @@ def add_adapter(
         chosen = found.default if found is not None else "aligned"
     parts = [_inside(part) for part in _parts(str(chosen))]
     if len(parts) > 1:
-        return compose_adapters(network, parts)
+        here = found.trained if found is not None else ()
+        return compose_adapters(network, [str(WEIGHTS / str(task) / each) if each in here else each for each in parts])
     chosen = parts[0]
     if chosen not in known and not (Path(chosen) / "adapter.json").exists():
         if Path(chosen).exists():
@@ -259,7 +251,10 @@ def paper_plan(network: nn.Module, stabilizer: Stabilizer | None = None) -> Plan
     >>> sorted(paper_plan(UNet(1)))
     ['', 'decoders.*', 'encoders.*', 'middle']
     """
-    if type(network) not in SITES:
+    kind = type(network)
+    if isinstance(network, Framed):  # as `hf:` gives it
+        kind = INSIDE.get(type(network.net).__name__, kind)
+    if kind not in SITES:
         known = ", ".join(kind.__name__ for kind in SITES)
         raise InputError(
             f"The papers name no layers of a {type(network).__name__}, only of {known}: name yours in a plan, which "
@@ -267,7 +262,7 @@ def paper_plan(network: nn.Module, stabilizer: Stabilizer | None = None) -> Plan
         )
     template = Controlled() if stabilizer is None else stabilizer
     plan: dict[str, Stabilizer | None] = {}
-    for layer, layout in SITES[type(network)].items():
+    for layer, layout in SITES[kind].items():
         flat = isinstance(template, Spatial) and layout not in ("map", "plane")
         here = Controlled() if flat else copy.deepcopy(template)
         here.layout = cast(Layout, layout)

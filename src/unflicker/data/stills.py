@@ -101,6 +101,8 @@ class StillVideo(Video):
             _check_size((image.shape[-1], image.shape[-2]), "The picture", height, width)
         self.paths = tuple(Path(p) for p in self._pictures if not isinstance(p, Tensor))
         self._layers = layers
+        if len(self.paths) == len(self._pictures):  # a picture in memory has no name to know it again by
+            self.settings = (seed, motion, layers, str(dtype))
         rng = np.random.default_rng(seed)
         self._camera = _Camera.drawn(rng, motion, math.hypot(height, width) / 2)
         self._textures_seed = int(rng.integers(2**63))
