@@ -581,3 +581,5 @@ def test_classes_of_whole_frames():
     maps = unified_loss(logits[..., None, None], labels[..., None, None], distance="cross_entropy", stability=0.2)
     assert all(torch.equal(found[name], maps[name]) for name in found)
     assert torch.allclose(found["accuracy"], F.cross_entropy(logits.flatten(0, 1), labels.flatten()), atol=1e-4)
+    shares = unified_loss(logits, F.one_hot(labels, 5).float(), distance="cross_entropy", stability=0.2)
+    assert torch.allclose(shares["total"], found["total"], atol=1e-5)

