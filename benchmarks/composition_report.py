@@ -49,6 +49,8 @@ Found = dict[str, Any]
 
 
 def main() -> None:
+    from results_page import put  # beside this script
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--from", dest="source", type=Path, metavar="FOLDER", help="what benchmarks/composition.py wrote"
@@ -57,12 +59,7 @@ def main() -> None:
     if arguments.source is not None:
         RESULTS.parent.mkdir(exist_ok=True)
         RESULTS.write_text(json.dumps(gather(arguments.source), indent=1) + "\n", encoding="utf-8")
-    page = DOCS / "results.md"
-    text = page.read_text(encoding="utf-8")
-    if BEGIN not in text or END not in text:
-        raise InputError(f"{page} has no block between {BEGIN!r} and {END!r}.")
-    before, _, rest = text.partition(BEGIN)
-    page.write_text(before + block(read()) + rest.partition(END)[2], encoding="utf-8")
+    put(BEGIN, END, block(read()))
 
 
 def gather(source: Path) -> Found:

@@ -53,6 +53,8 @@ Found = Mapping[str, Mapping[str, Evaluation]]
 
 
 def main() -> None:
+    from results_page import put  # beside this script
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--from", dest="source", type=Path, metavar="FOLDER", help="what benchmarks/robustness.py wrote"
@@ -64,12 +66,7 @@ def main() -> None:
                 file = arguments.source / f"{task}-{corruption}.json"
                 if file.exists():
                     Evaluation.read(file).write(DOCS / "robustness" / file.name)
-    page = DOCS / "results.md"
-    text = page.read_text(encoding="utf-8")
-    if BEGIN not in text or END not in text:
-        raise InputError(f"{page} has no block between {BEGIN!r} and {END!r}.")
-    before, _, rest = text.partition(BEGIN)
-    page.write_text(before + block(read()) + rest.partition(END)[2], encoding="utf-8")
+    put(BEGIN, END, block(read()))
 
 
 def read() -> Found:

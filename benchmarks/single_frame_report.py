@@ -73,6 +73,8 @@ PAPER = {
 
 
 def main() -> None:
+    from results_page import put  # beside this script
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--from", dest="sources", type=Path, nargs="+", help="the --out folders of single_frame.py")
     arguments = parser.parse_args()
@@ -84,13 +86,8 @@ def main() -> None:
     sensitivity_figure()
     for each in found.values():
         curves_figure(each)
-    page = DOCS / "results.md"
-    text = page.read_text(encoding="utf-8")
-    if BEGIN not in text:
-        raise InputError(f"{page} has no line {BEGIN}; put it, and {END}, where the block shall be.")
-    before, _, rest = text.partition(BEGIN)
-    page.write_text(before + block(found) + rest.partition(END)[2], encoding="utf-8")
-    print(f"{page} has {', '.join(f'{len(each.runs)} runs of {name}' for name, each in found.items())}.")
+    put(BEGIN, END, block(found))
+    print(f"docs/results.md has {', '.join(f'{len(each.runs)} runs of {name}' for name, each in found.items())}.")
 
 
 # --- what was found ---------------------------------------------------------------------------------------------------

@@ -108,6 +108,8 @@ ORDER = ("output-fixed", "gaussian", "simple-fixed", "learned", "controlled", "s
 
 
 def main() -> None:
+    from results_page import put  # beside this script
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--from", dest="source", type=Path, help="the --out folder of benchmarks/study.py")
     arguments = parser.parse_args()
@@ -117,12 +119,9 @@ def main() -> None:
     figure(
         {STUDIES[name]: frontier(without_collapse(each)) for name, each in found.items()}, DOCS / "study/tradeoff.png"
     )
-    page = DOCS / "results.md"
-    text = page.read_text(encoding="utf-8")
-    before, _, rest = text.partition(BEGIN)
-    after = rest.partition(END)[2]
-    page.write_text(before + block(found) + after, encoding="utf-8")
-    print(f"{page} has {', '.join(f'{len(each.overall) - 2} methods at {name}' for name, each in found.items())}.")
+    put(BEGIN, END, block(found))
+    told = ", ".join(f"{len(each.overall) - 2} methods at {name}" for name, each in found.items())
+    print(f"docs/results.md has {told}.")
 
 
 def gather(source: Path) -> None:
