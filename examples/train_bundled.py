@@ -1,11 +1,12 @@
 """Train the networks and adapters that come with unflicker, from a folder of clean clips.
 
-    python examples/train_bundled.py --clips FOLDER --out weights/ [--stage base heavy spatial learned-ema aligned]
+    python examples/train_bundled.py --clips FOLDER --out weights/ [--stage base heavy spatial learned-ema ...]
 
 Stages build on one another: `base` is a small NAFNet for Gaussian noise of any strength up to 0.2, `heavy` the same
-network fine-tuned for 0.6, `spatial`, `learned-ema` and `aligned` are adapters for the frozen base. On one core of a
-laptop they take about an hour, ten minutes, half an hour, ten and twenty-five minutes. Copy the result over
-src/unflicker/weights to ship it. Meanwhile the decoded clips take up to CACHE_GIB of the disk.
+network fine-tuned for 0.6, `spatial`, `learned-ema` and `aligned` are adapters for the frozen base, `aligned-heavy` one
+for the frozen heavy one. On one core of a laptop they take about an hour, ten minutes, half an hour, ten, twenty and
+twenty minutes. Copy the result over src/unflicker/weights to ship it. Meanwhile the
+decoded clips take up to CACHE_GIB of the disk.
 
 The clips named in TEST are never touched, those in VALIDATION only measured on. In a folder that has none of these
 names the last fifth of the clips is for validation.
@@ -132,8 +133,24 @@ def train_learned_ema(out: Path, training: list[Recording], validation: list[Ten
 
 
 def train_aligned(out: Path, training: list[Recording], validation: list[Tensor], steps: int) -> None:
-    model = stabilize(_base(out), {"": Aligned(learned=True)}, example=torch.zeros(1, 3, 192, 320))
-    train_adapter(model, out / "denoise" / "aligned-learned", training, validation, steps, rate=8e-3, crop=96)
+    _train_aligned(out, "denoise", training, validation, steps, (0.0, LIGHT))
+
+
+def train_aligned_heavy(out: Path, training: list[Recording], validation: list[Tensor], steps: int) -> None:
+    _train_aligned(out, "denoise-heavy", training, validation, steps, (HEAVY, HEAVY))
+
+
+def _train_aligned(
+    out: Path,
+    task: str,
+    training: list[Recording],
+    validation: list[Tensor],
+    steps: int,
+    sigmas: tuple[float, float],
+) -> None:
+    plan = {"": Aligned(learned=True, recover=True)}
+    model = stabilize(_base(out, task), plan, example=torch.zeros(1, 3, 192, 320))
+    train_adapter(model, out / task / "aligned-learned", training, validation, steps, 8e-3, crop=96, sigmas=sigmas)
 
 
 def train_adapter(
@@ -144,15 +161,16 @@ def train_adapter(
     steps: int,
     rate: float,
     crop: int = 64,
+    sigmas: tuple[float, float] = (0.0, LIGHT),
 ) -> None:
-    """Train on clips of 8 frames with the unified loss, stability weight 0.2, noise up to 0.2."""
+    """Train on clips of 8 frames with the unified loss, stability weight 0.2; noise is drawn between `sigmas`."""
     dataset = ClipDataset(training, length=8, crop=crop, scales=(0.6, 0.4), seed=SEED)
     generator = torch.Generator().manual_seed(SEED)
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         for clips in load(dataset, batch=2, steps=steps):
             clean = clips["target"]
-            yield add_noise(clean, (0.0, LIGHT), generator), clean
+            yield add_noise(clean, sigmas, generator), clean
 
     def say(step: int, terms: dict[str, float]) -> None:
         if step % 100 == 0:
@@ -160,11 +178,12 @@ def train_adapter(
 
     fit(model, batches(), steps=steps, learning_rate=rate, stability=0.2, on_step=say)
     model.eval()
-    gains = report(folder.name, copy.deepcopy(model.base), model, validation, 0.1)
+    measured = 0.1 if sigmas[0] < 0.1 else sigmas[1]
+    gains = report(folder.name, copy.deepcopy(model.base), model, validation, measured)
     notes = (
         f"Trained with examples/train_bundled.py: {steps} clips of 8 frames twice, {crop}x{crop} pixels, Gaussian "
-        f"noise up to {LIGHT}, unified loss with stability weight 0.2, seed {SEED}.\n"
-        f"On the validation clips at noise 0.1: {gains}.\n"
+        f"noise of {sigmas[0]:g} to {sigmas[1]:g}, unified loss with stability weight 0.2, seed {SEED}.\n"
+        f"On the validation clips at noise {measured:g}: {gains}.\n"
     )
     save_adapter(model, folder, notes=notes)
 
@@ -194,11 +213,13 @@ def report(
     return text
 
 
-def _base(out: Path) -> torch.nn.Module:
-    if not (out / "denoise.safetensors").exists():
-        raise InputError(f"{out} has no denoise.safetensors; run --stage base first.")
+def _base(out: Path, task: str = "denoise") -> torch.nn.Module:
+    file = out / f"{task}.safetensors"
+    if not file.exists():
+        stage = "heavy" if task == "denoise-heavy" else "base"
+        raise InputError(f"{out} has no {file.name}; run --stage {stage} first.")
     network = SMALL_NAFNET()
-    network.load_state_dict(load_file(str(out / "denoise.safetensors")))
+    network.load_state_dict(load_file(str(file)))
     return network
 
 
@@ -211,7 +232,8 @@ STAGES = {
     "heavy": (train_heavy, 4000),
     "spatial": (train_spatial, 5000),
     "learned-ema": (train_learned_ema, 1000),
-    "aligned": (train_aligned, 2500),
+    "aligned": (train_aligned, 1500),
+    "aligned-heavy": (train_aligned_heavy, 1500),
 }
 
 if __name__ == "__main__":

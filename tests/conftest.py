@@ -42,6 +42,16 @@ class Kind(NamedTuple):
     name: str
     make: Callable[[], Stabilizer]
     controller: Callable[[], Controller] | None = None
+    inside: Callable[[], Stabilizer] | None = None
+    """What goes into inner layers, for a kind that is for the network's output alone."""
+
+    def at(self, layer: str) -> Stabilizer:
+        return self.inside() if layer and self.inside else self.make()
+
+    @property
+    def layer(self) -> str:
+        """Where to put one of it."""
+        return "" if self.inside else "encoder"
 
 
 KINDS = [
@@ -61,6 +71,12 @@ KINDS = [
     Kind("aligned-depth", lambda: Aligned(signal="depth", flow="none")),
     Kind("aligned-logits", lambda: Aligned(signal="logits", flow="none")),
     Kind("aligned-learned", lambda: Aligned(learned=True, flow="none")),
+    Kind("aligned-recover", lambda: Aligned(recover=True, flow="none"), inside=lambda: Aligned(flow="none")),
+    Kind(
+        "aligned-recover-learned",
+        lambda: Aligned(recover=True, learned=True, flow="none"),
+        inside=lambda: Aligned(learned=True, flow="none"),
+    ),
     Kind("chain", lambda: Chain(EMA(0.3), Spatial(3, hidden=8))),
 ]
 
@@ -84,6 +100,8 @@ def lively(model: StabilizedModel) -> StabilizedModel:
                 module.logit.uniform_(-1, 1)
             elif isinstance(module, Aligned) and module.learned:
                 module.head[-1].weight.uniform_(-0.1, 0.1)
+                if module.judge is not None:
+                    module.judge[-1].weight.uniform_(-0.1, 0.1)
             elif isinstance(module, (Controlled, Spatial)):
                 window = module.kernel_size**2 if isinstance(module, Spatial) else 1
                 module.head[-1].bias.uniform_(-1, 1).sub_(math.log(window))
@@ -96,7 +114,7 @@ def build(kind: Kind) -> Callable[..., StabilizedModel]:
 
     def build(base: nn.Module, example: Tensor, layers: tuple[str, ...] = ("encoder", "")) -> StabilizedModel:
         controller = kind.controller() if kind.controller else None
-        return lively(stabilize(base, {name: kind.make() for name in layers}, controller=controller, example=example))
+        return lively(stabilize(base, {name: kind.at(name) for name in layers}, controller=controller, example=example))
 
     return build
 

@@ -20,6 +20,7 @@ FLOORS = [
     ["functional", "state"],
     ["layers", "flow", "video", "corruptions", "losses", "networks", "processes"],
     ["evidence", "guide", "outputs", "rendering"],
+    ["recovery"],
     ["stabilizers", "controllers", "regularizers", "data", "metrics"],
     ["plans", "recipes", "kinds", "results", "pairs"],
     ["model"],

@@ -42,7 +42,7 @@ def run_in_torch(model, frames):
 
 @torch.no_grad()
 def test_exported_program(own_kind, conv_net, frames, make_lively):
-    plan = {"encoder": own_kind.make(), "": own_kind.make()}
+    plan = {"encoder": own_kind.at("encoder"), "": own_kind.make()}
     model = make_lively(stabilize(conv_net, plan, example=frames[0]))
     expected, expected_state = run_in_torch(model, frames)
     step = to_exported_program(model, frames[0]).module()
@@ -98,7 +98,7 @@ class TestOnnx:
     pytestmark = quiet
 
     def test_every_kind(self, own_kind, conv_net, frames, make_lively, tmp_path):
-        model = make_lively(stabilize(conv_net, {"encoder": own_kind.make()}, example=frames[0]))
+        model = make_lively(stabilize(conv_net, {own_kind.layer: own_kind.make()}, example=frames[0]))
         names = to_onnx(model, tmp_path / "model.onnx", frames[0])
         assert names["inputs"][:2] == ["frame", "strength"] and names["outputs"][0] == "output"
         results = run_in_onnxruntime(tmp_path / "model.onnx", names, frames)

@@ -100,8 +100,9 @@ def run(
     adapter: Annotated[
         str,
         typer.Option(
-            help="aligned, ema, none (the network alone); for denoise, enhance, depth and segment also aligned-learned "
-            "(their default), for denoise spatial and learned-ema; or a folder of yours.",
+            help="aligned, aligned-recover (for denoisers: gives back detail that was taken for noise), ema, none (the "
+            "network alone); for denoise, denoise-heavy, enhance, depth and segment also aligned-learned (their "
+            "default), for denoise spatial and learned-ema; or a folder of yours.",
             show_default=False,
         ),
     ] = "default",

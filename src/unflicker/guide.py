@@ -101,6 +101,11 @@ class Guide:
         """The luma at full size, (B, 1, H, W) in [0, 1]."""
         return self._unit(luma(self.frame).clamp(-LARGEST, LARGEST))
 
+    @property
+    def range(self) -> tuple[Tensor, Tensor]:
+        """What counts as 0, and how far from it 1 is: (B, 1, 1, 1) each."""
+        return self._range[:, :1], self._range[:, 1:].clamp_min(1e-12)
+
     def _unit(self, plane: Tensor) -> Tensor:
         return plane if self._as_is else (plane - self._range[:, :1]) / self._range[:, 1:].clamp_min(1e-12)
 

@@ -33,8 +33,8 @@ from unflicker.stabilizers import EMA, Aligned, Controlled, Layout, Spatial, Sta
 from unflicker.stabilizers.aligned import Signal
 
 WEIGHTS = Path(__file__).parent / "weights"
-# Adapters that need no training, for every task; "none" passes the network through.
-BUILT_IN = ("aligned", "ema", "none")
+# Adapters that need no training, for every task; "aligned-recover" is for denoisers, "none" passes the network through.
+BUILT_IN = ("aligned", "aligned-recover", "ema", "none")
 PRESETS = ("paper",)
 SIGNALS: dict[Kind, Signal] = {"pictures": "image", "own depth": "depth", "labels": "logits", "classes": "logits"}
 
@@ -195,8 +195,8 @@ def add_adapter(
 
     Args:
         network: takes frames (B, 3, H, W) in [0, 1].
-        adapter: "default", which is the task's, else "aligned"; "aligned", "ema" or "none"; the name of one trained
-            for the task; or the folder of one saved with `save_adapter`.
+        adapter: "default", which is the task's, else "aligned"; "aligned", "aligned-recover" (for a denoiser), "ema" or
+            "none"; the name of one trained for the task; or the folder of one saved with `save_adapter`.
         task: the task whose network this is; None for a network of yours.
         example: a frame that the network can take; (1, 3, 64, 64) unless given.
 
@@ -234,7 +234,8 @@ def add_adapter(
         output = run_once(network, example)
         entry = main_entry(output, example)
         signal = SIGNALS[output_kinds(main_tensor(output, example))[0]]
-    return stabilize(network, {entry: EMA(0.2) if chosen == "ema" else Aligned(signal=signal)}, example=example)
+    stabilizer = EMA(0.2) if chosen == "ema" else Aligned(signal=signal, recover=chosen == "aligned-recover")
+    return stabilize(network, {entry: stabilizer}, example=example)
 
 
 def paper_plan(network: nn.Module, stabilizer: Stabilizer | None = None) -> Plan:

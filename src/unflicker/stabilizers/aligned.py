@@ -41,6 +41,7 @@ from unflicker.functional import (
     resize_mask,
 )
 from unflicker.guide import Guide
+from unflicker.recovery import BANDS, MARKS, fresh_recovery, recover
 from unflicker.stabilizers.base import Layout, Stabilizer
 from unflicker.state import State, part, under
 
@@ -70,8 +71,12 @@ class Aligned(Stabilizer):
         preset: of DIS.
         flow_on: where motion is looked for: on the "guide" (worked out once for all layers), on the "output" (images
             alone), or "auto": on the less noisy of the two.
-        learned: add a small network (1.4 k weights, at half size) that corrects the weight of the past and mixes in an
-            average of the input along the motion; maps alone. Until it is trained it changes nothing.
+        recover: the network is a denoiser, and what it took for noise is given back where the average of its input
+            along the motion shows it: see `unflicker.recovery`. Images alone, of the size of the input; it is
+            measured against the guide. Of a network that changes the picture it would undo the change.
+        learned: add a small network (1.3 k weights, at half size) that corrects the weight of the past; for images
+            it also mixes in the average of the input, or, with `recover`, corrects how much of each band of detail
+            is believed (1.8 k weights in all). Maps alone. Until it is trained it changes nothing.
         layout: see `Stabilizer`. Tokens and vectors have no place in the frame; theirs is the evidence without flow.
 
     Raises:
@@ -88,6 +93,7 @@ class Aligned(Stabilizer):
 
     kind = "aligned"
     head: nn.Sequential
+    judge: nn.Sequential | None
     uses_guide = True
 
     def __init__(
@@ -98,6 +104,7 @@ class Aligned(Stabilizer):
         flow: str | Flow = "auto",
         preset: str = "medium",
         flow_on: FlowOn = "auto",
+        recover: bool = False,
         learned: bool = False,
         layout: Layout = "auto",
     ) -> None:
@@ -112,7 +119,7 @@ class Aligned(Stabilizer):
             if value not in known:
                 raise InputError(f"Aligned has no {name} {value!r}; {nearest(str(value), known)}")
         self.signal, self.evidence, self.flow, self.preset, self.flow_on = signal, evidence, flow, preset, flow_on
-        self.learned = learned
+        self.recover, self.learned, self.judge = recover, learned, None
 
     def build(self, channels: int, layout: Layout, context_channels: tuple[int, ...]) -> None:
         super().build(channels, layout, context_channels)
@@ -125,6 +132,9 @@ class Aligned(Stabilizer):
             self.signal = "image" if channels == 3 and self._is_map else "map"
         if self.flow_on == "output" and self.signal != "image":
             raise InputError(f'Aligned looks for motion on images; for the signal "{self.signal}" leave out flow_on.')
+        if self.recover and (self.signal != "image" or channels != 3 or not self._is_map):
+            what = f'is "{self.signal}"' if channels == 3 and self._is_map else f"returns {channels}"
+            raise InputError(f"Aligned(recover=True) is for images of 3 channels; this layer {what}.")
         if self.learned:
             if not self._is_map:
                 raise InputError(f"Aligned(learned=True) is for maps; {layout} have no place in the frame.")
@@ -133,10 +143,14 @@ class Aligned(Stabilizer):
                 nn.LeakyReLU(0.1),
                 nn.Conv2d(8, 8, 3, padding=1, padding_mode="replicate"),
                 nn.LeakyReLU(0.1),
-                nn.Conv2d(8, 2, 1),
+                nn.Conv2d(8, 1 if self.recover else 2, 1),
             )
-            for parameter in self.head[-1].parameters():
-                nn.init.zeros_(parameter)  # it starts at the rule exactly
+            if self.recover:
+                first, last = nn.Conv2d(MARKS, 12, 1), nn.Conv2d(12, BANDS, 1)
+                self.judge = nn.Sequential(first, nn.LeakyReLU(0.1), nn.Conv2d(12, 12, 1), nn.LeakyReLU(0.1), last)
+            for added in (self.head, self.judge):
+                for parameter in added[-1].parameters() if added is not None else ():
+                    nn.init.zeros_(parameter)  # it starts at the rule exactly
 
     def settings(self) -> dict[str, Any]:
         if callable(self.flow):
@@ -158,6 +172,8 @@ class Aligned(Stabilizer):
             state["input"] = torch.zeros_like(z, dtype=dtype)
         if self._has_tone:
             state |= under("tone", fresh_tone(plane))
+        if self.recover:
+            state |= under("detail", fresh_recovery(plane[..., :1, :1]))
         return state
 
     @property
@@ -166,7 +182,7 @@ class Aligned(Stabilizer):
 
     @property
     def _keeps_input(self) -> bool:
-        return self.learned and self.signal == "image"
+        return self.recover or (self.learned and self.signal == "image")
 
     def forward(
         self,
@@ -187,16 +203,17 @@ class Aligned(Stabilizer):
         valid = self._valid(z, guide, mask)
         present = z.to(dtype) if valid is None else torch.where(valid, z.to(dtype), own["past"])
         step = self._along_motion if self._is_map else self._in_place
-        blended, seen, following = step(present, valid, own, strength.to(dtype), guide)
+        blended, detail, seen, following = step(present, valid, own, strength.to(dtype), guide)
+        shown = blended if detail is None else blended + detail  # the past is what has none, as the present has none
         if not is_finite(torch.stack([value.sum() for value in following.values()])):
             following = {name: value.nan_to_num(0, 0, 0) for name, value in following.items()}
         active = seen & (strength > 0)
-        if valid is None and bool(active.all()) and is_finite(blended):
-            result = blended.to(z.dtype)  # the usual frame of a program: no pixel needs a choice
-            return result, {"past": result.clone(), **following}  # what follows may work in place
-        result = torch.where(active & torch.isfinite(blended), blended, present).to(z.dtype)
-        passed = result.clone() if valid is None else torch.where(valid | active, result, z)
-        return passed, {"past": result, **following}
+        if valid is None and bool(active.all()) and is_finite(shown):
+            past = blended.to(z.dtype)  # the usual frame of a program: no pixel needs a choice
+            return (past.clone() if detail is None else shown.to(z.dtype)), {"past": past, **following}
+        past, result = (torch.where(active & torch.isfinite(each), each, present) for each in (blended, shown))
+        passed = result.to(z.dtype) if valid is None else torch.where(valid | active, result.to(z.dtype), z)
+        return passed, {"past": past.to(z.dtype), **following}  # not the same tensor: what follows may work in place
 
     def _valid(self, z: Tensor, guide: Guide | None, mask: Tensor | None) -> Tensor | None:
         """Which pixels of z to believe, (B, 1, H, W); None where a program finds that it is all of them."""
@@ -212,7 +229,7 @@ class Aligned(Stabilizer):
 
     def _in_place(
         self, y: Tensor, valid: Tensor | None, own: State, strength: Tensor, guide: Guide | None
-    ) -> tuple[Tensor, Tensor, State]:
+    ) -> tuple[Tensor, None, Tensor, State]:
         """Evidence without motion, for tokens and vectors: each element of the sequence counts for itself."""
         past, n = own["past"], own["evidence"]
         expected = n / (n + 1)
@@ -228,11 +245,11 @@ class Aligned(Stabilizer):
             "evidence": _counted(odds, strength, valid),
             "noise": noise * (n > 0).any(2, True),
         }
-        return torch.lerp(y, past, weight), n > 0, following
+        return torch.lerp(y, past, weight), None, n > 0, following
 
     def _along_motion(
         self, y: Tensor, valid: Tensor | None, own: State, strength: Tensor, guide: Guide | None
-    ) -> tuple[Tensor, Tensor, State]:
+    ) -> tuple[Tensor, Tensor | None, Tensor, State]:
         """The rule, for maps: the present y (B, C, H, W); flow, evidence and gates are at half its size."""
         past, n = own["past"], own["evidence"]
         size, small = (y.shape[-2], y.shape[-1]), (n.shape[-2], n.shape[-1])
@@ -320,20 +337,38 @@ class Aligned(Stabilizer):
             features = [(each + 1e-4).log().clamp(-8, 8) / 4 for each in features]
             signs = [(signed / variance.sqrt()).clamp(-3, 3), goes, odds / LONGEST]
             seen_by_head = torch.cat([*features, *signs], 1).to(next(self.head.parameters()))
-            correction, share = self.head(seen_by_head).to(y).split(1, 1)
+            correction, *share = self.head(seen_by_head).to(y).split(1, 1)
             odds = odds * correction.clamp(-4, 4).exp()
         if known is not None:
             odds = torch.where(known, odds, count)
         weight = odds * strength / (odds * strength + 1)
         blended = torch.addcmul(y if hold is None else y + hold, self._enlarge(weight, size), difference)
+        detail: Tensor | None = None
         if self._keeps_input and guide is not None and guide.frame.shape == y.shape:
             kept = self._fetch(own["input"], moves)
             frame = guide.frame if valid is None else torch.where(valid, guide.frame, kept)
             average = torch.lerp(frame, kept, self._enlarge(odds / (odds + 1), size))
             following["input"] = average
-            blended = torch.lerp(blended, average, self._enlarge(share * strength.clamp_max(1), size))
+            if self.recover:
+                low, length = guide.range
+                frames = odds + 1 if known is None else torch.where(known, odds + 1, odds.clamp_min(1))
+                detail, more = recover(
+                    (blended - low) / length,
+                    (average - low) / length,
+                    (guide.frame - low) / length,
+                    frames.clamp_max(LONGEST),
+                    part(own, "detail"),
+                    judge=self.judge,
+                    known=valid,
+                    method=self.flow,
+                )
+                detail = detail * (length * strength.clamp_max(1))
+                following |= under("detail", more)
+            elif self.learned:
+                blended = torch.lerp(blended, average, self._enlarge(share[0] * strength.clamp_max(1), size))
         elif self._keeps_input:
             following["input"] = own["input"]
+            following |= under("detail", part(own, "detail"))
         everywhere = not torch.compiler.is_compiling() and bool(count.amin() > 0)
         seen = count[..., :1, :1] > 0 if everywhere else _double(count > 0, size)
         have = n.amax((2, 3), keepdim=True) > 0
@@ -342,7 +377,7 @@ class Aligned(Stabilizer):
             "noise": noise * have,
             "moved": goes,
         }
-        return blended if valid is None else torch.where(valid, blended, reference), seen, following
+        return blended if valid is None else torch.where(valid, blended, reference), detail, seen, following
 
     def _motion(self, bright: Tensor, bright_past: Tensor, guide: Guide | None) -> tuple[Tensor, Tensor, Tensor]:
         """Flow at half size, (B, 2, h, w); whether the guide is the cleaner signal, and how much edges excuse."""

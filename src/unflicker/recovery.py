@@ -1,0 +1,190 @@
+"""What a denoiser took for noise, given back where the average of its input shows it beyond chance.
+
+A denoiser sees one frame, and takes fine texture, faint edges and slow shades for noise. Along the motion noise
+averages out and texture does not: what the average of the input still has more than the result is noise, of a strength
+that is known, and what was lost. Each band of detail is weighed as Wiener's filter does, by what it has beyond that
+noise. Tensors in and out.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import torch
+from torch import Tensor, nn
+
+from unflicker.evidence import TINY, WINDOW
+from unflicker.flow import Flow, enlarge
+from unflicker.functional import LOG2_E, box_mean, half, mean_channel, resize
+from unflicker.state import State
+
+LEVELS = 4  # halvings: bands of detail are 2, 4, 8 and 16 pixels wide, and what is wider
+BANDS = 2 * LEVELS  # of light, from the finest; then those of colour, which is told from noise at 4 pixels and wider
+MARKS = BANDS + 3  # maps that a trained judge sees
+LEAST = 0.05  # of its noise: so much of a band is taken to be there
+FLATTEST = 0.15  # of the input's response where it is clipped: fainter is nothing to go by
+
+
+def clipped(mean: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What becomes of Gaussian noise around `mean` when a camera clips it to [0, 1]: mean, slope of it, and variance.
+
+    In the dark noise can only brighten: averages of a noisy video are greyer than it would be without noise.
+
+    >>> mean, slope, variance = clipped(torch.tensor([0.0, 0.5]), torch.tensor(0.1))
+    >>> [round(value, 3) for value in mean.tolist()], [round(value, 3) for value in slope.tolist()]
+    ([0.04, 0.5], [0.5, 1.0])
+    """
+    sigma = sigma.clamp_min(1e-4)
+    low, high = (((edge - mean) / sigma).clamp(-9, 9) for edge in (0, 1))  # smaller numbers are slow on a CPU
+    below, within = (0.5 * torch.erf(each * math.sqrt(0.5)) for each in (low, high))
+    at_low, at_high = (torch.exp2((-LOG2_E / 2) * each.square()) / math.sqrt(2 * math.pi) for each in (low, high))
+    slope, above = within - below, 0.5 - within
+    spread = sigma * (at_low - at_high)
+    first = mean * slope + spread + above
+    second = mean.square() * slope + 2 * mean * spread + above
+    second = second + sigma.square() * (slope + low * at_low - high * at_high)
+    return first, slope, second - first.square()
+
+
+def fresh_recovery(one: Tensor) -> State:
+    """Return the state of `recover` before the first frame, for a number per stream (B, 1, 1, 1).
+
+    `variance` is that of the input's noise before clipping; `power` is what of it lies in each band.
+    """
+    return {"variance": torch.zeros_like(one), "power": one.new_zeros(one.shape[0], BANDS, 1, 1)}
+
+
+def recover(
+    steady: Tensor,
+    average: Tensor,
+    frame: Tensor,
+    evidence: Tensor,
+    state: State,
+    *,
+    judge: nn.Module | None = None,
+    known: Tensor | None = None,
+    method: str | Flow = "auto",
+) -> tuple[Tensor, State]:
+    """Return the detail (B, 3, H, W) that `steady` lacks, and the state for the next frame.
+
+    Args:
+        steady: the result without it, (B, 3, H, W) in [0, 1].
+        average: of the input along the motion, alike.
+        frame: the input now, alike.
+        evidence: (B, 1, H/2, W/2), by how many frames the noise of the average is less than that of the input.
+        state: what this returned for the last frame, or zeros.
+        judge: a trained network that takes `MARKS` maps at a quarter of the size and returns `BANDS`: the logarithms
+            by which to correct the noise of each band. At 0 it changes nothing.
+        known: (B, 1, H, W) bool, False where the input did not arrive; None if all of it did.
+        method: what found the flow, see `unflicker.flow.fetch`.
+
+    >>> truth = 0.4 + 0.2 * torch.rand(1, 1, 32, 48).expand(1, 3, -1, -1)
+    >>> inputs = truth + 0.1 * torch.randn(9, *truth.shape)
+    >>> smooth, evidence = torch.full_like(truth, 0.5), torch.full((1, 1, 16, 24), 9.0)
+    >>> detail, _ = recover(smooth, inputs.mean(0), inputs[-1], evidence, fresh_recovery(torch.zeros(1, 1, 1, 1)))
+    >>> bool((smooth + detail - truth).square().mean() < 0.5 * (smooth - truth).square().mean())
+    True
+    """
+    if known is not None:
+        frame = torch.where(known, frame, steady)
+    share = steady.new_ones(len(frame), 1, 1, 1) if known is None else known.to(steady).mean((2, 3), keepdim=True)
+    usual, share = share > 0.5, share.clamp_min(0.5)
+    # What is done to the average's lead over the result is done to the frame's, which tells the noise of it.
+    leads = torch.stack([average, frame], 1) - steady.unsqueeze(1)
+    small, m = half(leads.flatten(0, 1)).unflatten(0, leads.shape[:2]), half(steady)
+
+    # What differs within 2 x 2 pixels is noise, most of it: three quarters of its power, if it is white.
+    seen = 4 / 3 * (_power(leads[:, 1]) - _power(small[:, 1])).clamp_min(0) / share
+    variance = torch.where(state["variance"] > 0, state["variance"], seen)
+    expected, slope, clipped_variance = clipped(m, variance.sqrt())
+    following = variance * seen / clipped_variance.mean((1, 2, 3), keepdim=True).clamp_min(TINY)
+    following = torch.where(usual, following, state["variance"]).clamp(0.0, 1.0)
+
+    # The power of the frame's lead is the noise's, and a little of what was lost: too much noise is on the safe side.
+    slope = slope.clamp_min(FLATTEST)
+    finest, coarser = _taken_apart(leads, small + (m - expected).unsqueeze(1), slope, method)
+    power = torch.cat([each for _, each in (finest, *coarser)], 1) / share
+    power = torch.where(usual | (state["power"] <= 0), power, state["power"]).detach().clamp_min(TINY)
+    bands = [band for band, _ in coarser]
+    squares = [half(finest[0].square()), *(mean_channel(band.square()) for band in bands)]
+    rest = [1 / evidence]  # of the noise's power, in the average
+    for _ in range(LEVELS - 1):
+        rest.append(half(rest[-1]))
+    rest = [rest[0], *rest, *rest[1:]]
+    ratios = [
+        box_mean(square, WINDOW) / (left * of).clamp_min(TINY)
+        for square, left, of in zip(squares, rest, power.split(1, 1), strict=True)
+    ]
+    doubts: list[Tensor | float] = [1.0] * BANDS
+    if judge is not None:
+        doubts = _judged(judge, ratios, evidence, steady, m)
+    more = [(ratio - 1).clamp_min(LEAST) for ratio in ratios]
+    weights = [each / (each + doubt) for each, doubt in zip(more, doubts, strict=True)]
+
+    light, colour = _joined(weights[1 : LEVELS + 1], bands[:LEVELS]), _joined(weights[LEVELS + 1 :], bands[LEVELS:])
+    detail = enlarge(light + resize(colour, _size(light)), _size(steady), method=method)
+    weight = enlarge(weights[0] / slope.mean(1, keepdim=True), _size(steady), method=method)
+    return torch.addcmul(detail, weight, finest[0]), {"variance": following.detach(), "power": power}
+
+
+Band = tuple[Tensor, Tensor]  # of the average, (B, 1 or 3, h, w), and the power of the frame's, (B, 1, 1, 1)
+
+
+def _taken_apart(leads: Tensor, small: Tensor, slope: Tensor, method: str | Flow) -> tuple[Band, list[Band]]:
+    """Take leads (B, 2, 3, H, W) apart: the finest band of light, then those at half size and less, and of colour."""
+    slope = slope.unsqueeze(1)
+    light = (small * slope).sum(2) / slope.square().sum(2)
+    colour = half((small / slope - light.unsqueeze(2)).flatten(1, 2))
+    grey = mean_channel(leads.flatten(0, 1)).view(len(leads), 2, *leads.shape[-2:])
+    below = half(grey)
+    finest = grey[:, :1] - enlarge(below[:, :1], _size(grey), method=method)
+    power = _power(grey[:, 1:]) - _power(below[:, 1:])
+    return (finest, power), [*_bands(light, LEVELS), *_bands(colour, LEVELS - 1)]
+
+
+def _bands(maps: Tensor, levels: int) -> list[Band]:
+    """Take apart by scale, the finest first: the first half of the channels is the average's, the rest the frame's."""
+    own, pyramid = maps.shape[1] // 2, [maps]
+    for _ in range(levels - 1):
+        pyramid.append(half(pyramid[-1]))
+    found = []
+    for fine, coarse in itertools.pairwise(pyramid):
+        band = fine[:, :own] - resize(coarse[:, :own], _size(fine))
+        found.append((band, _power(fine[:, own:]) - _power(coarse[:, own:])))
+    return [*found, (pyramid[-1][:, :own], _power(pyramid[-1][:, own:]))]
+
+
+def _joined(weights: list[Tensor], bands: list[Tensor]) -> Tensor:
+    """Put weighed bands together again, of which the coarsest is the last."""
+    total = weights[-1] * bands[-1]
+    for weight, band in zip(weights[-2::-1], bands[-2::-1], strict=True):
+        total = torch.addcmul(resize(total, _size(band)), weight, band)
+    return total
+
+
+def _judged(
+    judge: nn.Module, ratios: list[Tensor], evidence: Tensor, steady: Tensor, m: Tensor
+) -> list[Tensor | float]:
+    """What a trained judge makes of the noise of each band: factors, in the size of each ratio."""
+    size = _size(half(evidence))
+    texture = mean_channel((half(steady.square()) - m.square()).clamp_min(0))
+    marks = [(_to(each, size) + LEAST).log() / 2 for each in ratios]
+    marks += [_to(evidence / 8, size), _to(mean_channel(m), size)]
+    marks += [_to((box_mean(texture, WINDOW) + 1e-6).log() / 8 + 1, size)]
+    corrections = judge(torch.cat(marks, 1).to(next(judge.parameters()))).to(m).clamp(-5, 5).exp().split(1, 1)
+    return [resize(each, _size(there)) for each, there in zip(corrections, ratios, strict=True)]
+
+
+def _power(x: Tensor) -> Tensor:
+    """The mean square, (B, 1, 1, 1)."""
+    return x.square().mean((1, 2, 3), keepdim=True)
+
+
+def _size(x: Tensor) -> tuple[int, int]:
+    return x.shape[-2], x.shape[-1]
+
+
+def _to(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bring a map to another size, halving it where it is larger."""
+    return half(x) if x.shape[-2] > size[0] or x.shape[-1] > size[1] else resize(x, size)
