@@ -1,10 +1,12 @@
 """Which method makes video steady at what price: every method, every kind of flicker, one command.
 
     python benchmarks/front.py --clips FOLDER --out FOLDER [--videos NAME ...] [--processes 2]
+    python benchmarks/front.py --clips FOLDER --out FOLDER --start docs/front/results.json --redo aligned-learned
     python benchmarks/front.py --out FOLDER --only-report
 
 Every method in every condition on every clip is one item, kept in the out folder as it is finished, and so are the
-adapters that are trained; the same command goes on where it was killed. `--redo METHOD` measures a method anew. At the
+adapters that are trained; the same command goes on where it was killed. `--redo METHOD` measures a method anew, and
+`--start` begins an out folder with what was published (in few digits), for a method that is new or changed. At the
 end come results.json, table.md, tradeoff_denoise.png and tradeoff_flicker.png.
 
 Clips at 320x192 (area down-scale), seed 1, each one a stream. PSNR in dB, at most 60 (what 8 bits can tell) for a
@@ -303,6 +305,15 @@ def settle(run: Run) -> None:
         write(path, settings)
 
 
+def start(run: Run, published: Path) -> None:
+    """Put the items of a results.json into an out folder that has none of them."""
+    for condition, methods in json.loads(published.read_text())["clips"].items():
+        for method, videos in methods.items():
+            for video, content in videos.items():
+                if not run.item(condition, video, method).exists():
+                    write(run.item(condition, video, method), content)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="what is finished is kept here")
@@ -313,6 +324,7 @@ def main() -> None:
     parser.add_argument("--train-videos", nargs="+", help="all that are in no other split unless given")
     parser.add_argument("--conditions", nargs="+", default=list(CONDITIONS), choices=list(CONDITIONS))
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--start", type=Path, metavar="RESULTS", help="results.json whose items are taken over")
     parser.add_argument("--redo", nargs="+", default=[], choices=list(METHODS), help="measure these anew")
     parser.add_argument("--frames", type=int, help="of each clip; all unless given")
     parser.add_argument("--steps", type=int, default=150, help="of training, for each adapter that is trained here")
@@ -331,6 +343,8 @@ def main() -> None:
     names = arguments.train_videos or [video.stem for video in found if video.stem not in kept]
     run = Run(arguments.out, arguments.frames, arguments.steps, tuple(choose(found, names)))
     settle(run)
+    if arguments.start is not None:
+        start(run, arguments.start)
     methods = [METHODS["base"]]
     for name in arguments.methods:
         lack = METHODS[name].missing()

@@ -149,6 +149,7 @@ class Method:
 
 # The paper puts a stabilizer behind every block and at the output.
 BLOCKS = ("encoders.*.*", "middle_blks.*", "decoders.*.*", "")
+DENOISED = tuple(name for name, each in CONDITIONS.items() if each.task is not None)
 SLOW = ("denoise", "denoise-heavy", "patch-drop", "frame-drop")
 
 
@@ -206,6 +207,12 @@ METHODS = {
         ),
         Method("bundled-spatial", "bundled spatial fusion at the output", adapter="spatial"),
         Method("aligned", "Aligned: evidence of output and input", output=Aligned),
+        Method(
+            "aligned-recover",
+            "Aligned, detail recovered from the input",
+            output=lambda: Aligned(recover=True),
+            only=DENOISED,
+        ),
         Method("aligned-output", "Aligned, evidence of the output alone", output=lambda: Aligned(evidence="output")),
         Method("aligned-torch", "Aligned, flow in torch", output=lambda: Aligned(flow="torch")),
         Method("aligned-mask", "Aligned, told what did not arrive", output=Aligned, masked=True),

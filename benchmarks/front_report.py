@@ -30,6 +30,7 @@ FAMILIES = {  # colours that stay apart for the colour-blind, and a mark each
     "atadenoise": ("#777777", "<", "FFmpeg atadenoise"),
     "deflicker": ("#BBBBBB", ">", "FFmpeg deflicker"),
     "aligned": ("#009E73", "*", "Aligned"),
+    "aligned-recover": ("#7B3FA0", "*", "Aligned, detail recovered"),
     "aligned-output": ("#00C896", "h", "Aligned, output alone"),
     "aligned-torch": ("#005F46", "p", "Aligned, flow in torch"),
     "aligned-learned": ("#D55E00", "*", "Aligned, trained"),

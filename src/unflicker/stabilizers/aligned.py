@@ -264,10 +264,16 @@ class Aligned(Stabilizer):
         motion, clean, steep = self._motion((bright - offset) / unit, (bright_past - offset) / unit, guide)
         inside = in_frame(motion) * positive(n)
         compared, compared_past = self._compared(bright, y_half), self._compared(bright_past, past_half)
-        x, x_past = (bright, bright_past) if guided is None else (guided.luma, guided.past)
-        x, x_past = resize(x, small), resize(x_past, small)
-        carried = self._fetch(torch.cat([n, x_past, compared_past], 1), motion)
-        n_moved, x_moved, compared_moved = carried.split([1, 1, compared_past.shape[1]], 1)
+        carried = [n, compared_past]
+        if guided is None and self.signal == "image":
+            x, x_past = compared, compared_past  # it is its own guide, and carried anyway
+        else:
+            x, x_past = (bright, bright_past) if guided is None else (guided.luma, guided.past)
+            x, x_past = resize(x, small), resize(x_past, small)
+            carried.append(x_past)
+        n_moved, *moved_channels = self._fetch(torch.cat(carried, 1), motion).split(1, 1)
+        compared_moved = torch.cat(moved_channels[: compared.shape[1]], 1)
+        x_moved = moved_channels[-1]
         n_moved = n_moved.clamp(0.0, LONGEST) * inside
         following: State = {}
 
@@ -343,6 +349,8 @@ class Aligned(Stabilizer):
             odds = torch.where(known, odds, count)
         weight = odds * strength / (odds * strength + 1)
         blended = torch.addcmul(y if hold is None else y + hold, self._enlarge(weight, size), difference)
+        if valid is not None:
+            blended = torch.where(valid, blended, reference)
         detail: Tensor | None = None
         if self._keeps_input and guide is not None and guide.frame.shape == y.shape:
             kept = self._fetch(own["input"], moves)
@@ -365,7 +373,8 @@ class Aligned(Stabilizer):
                 detail = detail * (length * strength.clamp_max(1))
                 following |= under("detail", more)
             elif self.learned:
-                blended = torch.lerp(blended, average, self._enlarge(share[0] * strength.clamp_max(1), size))
+                mixed = torch.lerp(blended, average, self._enlarge(share[0] * strength.clamp_max(1), size))
+                blended = mixed if valid is None else torch.where(valid, mixed, blended)
         elif self._keeps_input:
             following["input"] = own["input"]
             following |= under("detail", part(own, "detail"))
@@ -377,7 +386,7 @@ class Aligned(Stabilizer):
             "noise": noise * have,
             "moved": goes,
         }
-        return blended if valid is None else torch.where(valid, blended, reference), detail, seen, following
+        return blended, detail, seen, following
 
     def _motion(self, bright: Tensor, bright_past: Tensor, guide: Guide | None) -> tuple[Tensor, Tensor, Tensor]:
         """Flow at half size, (B, 2, h, w); whether the guide is the cleaner signal, and how much edges excuse."""
