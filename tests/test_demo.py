@@ -89,7 +89,7 @@ def test_flicker_rows_hold_what_the_task_none_makes_of_a_flickering_clip(demo_ru
 
 def test_the_demo_shows_the_default_beside_the_simplest_and_the_trained():
     models = demo_models()
-    assert list(models) == ["base", "output EMA", "aligned", "spatial"]
+    assert list(models) == ["base", "output EMA", "aligned", "aligned-learned", "spatial"]
     assert isinstance(models["aligned"].stabilizers["output"], Aligned)
 
 

@@ -11,7 +11,7 @@ from unflicker.corruptions import FrameDrop, PatchDrop, gaussian_noise
 from unflicker.data.synthetic import demo_clip
 from unflicker.functional import gaussian_blur, half
 from unflicker.metrics import psnr
-from unflicker.recovery import BANDS, LEVELS, _bands, _joined, clipped, fresh_recovery, recover
+from unflicker.recovery import BANDS, LEVELS, _bands, _joined, clipped, clipped_variance, fresh_recovery, recover
 from unflicker.tasks import add_adapter
 
 close = torch.testing.assert_close
@@ -53,10 +53,11 @@ def still(moving: Tensor) -> Tensor:
 def test_clipping_as_counted(sigma):
     clean = torch.linspace(0, 1, 11)
     drawn = (clean + sigma * torch.randn(400_000, 1)).clamp(0, 1)
-    mean, slope, variance = clipped(clean, torch.tensor(sigma))
+    noise = torch.tensor(sigma**2)
+    (mean, slope), variance = clipped(clean, noise), clipped_variance(clean, noise)
     close(mean, drawn.mean(0), atol=2e-3, rtol=0)
     close(variance, drawn.var(0), atol=2e-3, rtol=0)
-    shifted = clipped(clean + 1e-3, torch.tensor(sigma))[0]
+    shifted = clipped(clean + 1e-3, noise)[0]
     close(slope, (shifted - mean) / 1e-3, atol=2e-2, rtol=0)
 
 

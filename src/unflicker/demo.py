@@ -36,10 +36,10 @@ Progress = Callable[[str, int, int], None]
 
 
 def demo_models() -> dict[str, nn.Module]:
-    """Return the denoiser alone ("base"), with a fixed average of its output, "aligned" and "spatial"."""
+    """Return the denoiser alone ("base"), with a fixed average of its output, and with three adapters."""
     from unflicker.tasks import load_network, load_task  # only what runs the bundled models needs their weights
 
-    stabilized = {name: load_task("denoise", name) for name in ("aligned", "spatial")}
+    stabilized = {name: load_task("denoise", name) for name in ("aligned", "aligned-learned", "spatial")}
     return {"base": load_network("denoise"), "output EMA": load_task("denoise", "ema"), **stabilized}
 
 

@@ -101,10 +101,13 @@ class Guide:
         """The luma at full size, (B, 1, H, W) in [0, 1]."""
         return self._unit(luma(self.frame).clamp(-LARGEST, LARGEST))
 
-    @property
-    def range(self) -> tuple[Tensor, Tensor]:
-        """What counts as 0, and how far from it 1 is: (B, 1, 1, 1) each."""
-        return self._range[:, :1], self._range[:, 1:].clamp_min(1e-12)
+    def to_unit(self, steady: Tensor, average: Tensor, frame: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Bring three pictures to the range in which the guide is within [0, 1]."""
+        return self._unit(steady), self._unit(average), self._unit(frame)
+
+    def from_unit(self, difference: Tensor) -> Tensor:
+        """Bring a difference of pictures back to the guide's own range."""
+        return difference if self._as_is else difference * self._range[:, 1:]
 
     def _unit(self, plane: Tensor) -> Tensor:
         return plane if self._as_is else (plane - self._range[:, :1]) / self._range[:, 1:].clamp_min(1e-12)

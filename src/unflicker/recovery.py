@@ -26,25 +26,40 @@ LEAST = 0.05  # of its noise: so much of a band is taken to be there
 FLATTEST = 0.15  # of the input's response where it is clipped: fainter is nothing to go by
 
 
-def clipped(mean: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What becomes of Gaussian noise around `mean` when a camera clips it to [0, 1]: mean, slope of it, and variance.
+def clipped(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what becomes of `mean` when a camera adds Gaussian noise and clips to [0, 1], and the slope of that.
 
     In the dark noise can only brighten: averages of a noisy video are greyer than it would be without noise.
 
-    >>> mean, slope, variance = clipped(torch.tensor([0.0, 0.5]), torch.tensor(0.1))
+    >>> mean, slope = clipped(torch.tensor([0.0, 0.5]), torch.tensor(0.01))
     >>> [round(value, 3) for value in mean.tolist()], [round(value, 3) for value in slope.tolist()]
     ([0.04, 0.5], [0.5, 1.0])
     """
-    sigma = sigma.clamp_min(1e-4)
-    low, high = (((edge - mean) / sigma).clamp(-9, 9) for edge in (0, 1))  # smaller numbers are slow on a CPU
-    below, within = (0.5 * torch.erf(each * math.sqrt(0.5)) for each in (low, high))
-    at_low, at_high = (torch.exp2((-LOG2_E / 2) * each.square()) / math.sqrt(2 * math.pi) for each in (low, high))
-    slope, above = within - below, 0.5 - within
-    spread = sigma * (at_low - at_high)
-    first = mean * slope + spread + above
-    second = mean.square() * slope + 2 * mean * spread + above
-    second = second + sigma.square() * (slope + low * at_low - high * at_high)
-    return first, slope, second - first.square()
+    sigma, (_, _, below, above), (at_low, at_high) = _edges(mean, variance)
+    slope = 1 - below - above
+    return (mean * slope).add(sigma * (at_low - at_high)).add(above), slope
+
+
+def clipped_variance(mean: Tensor, variance: Tensor) -> Tensor:
+    """Return what is left of the variance of noise around `mean` when a camera clips it to [0, 1].
+
+    >>> round(clipped_variance(torch.tensor(0.5), torch.tensor(0.36)).item(), 3)
+    0.146
+    """
+    sigma, (low, high, below, above), (at_low, at_high) = _edges(mean, variance)
+    slope = 1 - below - above
+    first = mean * slope + sigma * (at_low - at_high) + above
+    second = mean.square() * slope + 2 * mean * sigma * (at_low - at_high) + above
+    return second + sigma.square() * (slope + low * at_low - high * at_high) - first.square()
+
+
+def _edges(mean: Tensor, variance: Tensor) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Sigma; where 0 and 1 lie in it, and how much of the noise is beyond them; and its density there."""
+    sigma = variance.sqrt().clamp_min(1e-4)
+    low, high = (-mean / sigma).clamp(-9, 9), ((1 - mean) / sigma).clamp(-9, 9)  # beyond, numbers are slow on a CPU
+    below, above = torch.special.ndtr(low), torch.special.ndtr(-high)
+    density = tuple(torch.exp2((-LOG2_E / 2) * each.square()) / math.sqrt(2 * math.pi) for each in (low, high))
+    return sigma, (low, high, below, above), density
 
 
 def fresh_recovery(one: Tensor) -> State:
@@ -90,24 +105,26 @@ def recover(
         frame = torch.where(known, frame, steady)
     share = steady.new_ones(len(frame), 1, 1, 1) if known is None else known.to(steady).mean((2, 3), keepdim=True)
     usual, share = share > 0.5, share.clamp_min(0.5)
-    # What is done to the average's lead over the result is done to the frame's, which tells the noise of it.
-    leads = torch.stack([average, frame], 1) - steady.unsqueeze(1)
-    small, m = half(leads.flatten(0, 1)).unflatten(0, leads.shape[:2]), half(steady)
 
     # What differs within 2 x 2 pixels is noise, most of it: three quarters of its power, if it is white.
-    seen = 4 / 3 * (_power(leads[:, 1]) - _power(small[:, 1])).clamp_min(0) / share
+    m, some = half(steady), _some_rows(frame) - _some_rows(steady)
+    seen = 4 / 3 * _power_within(some) / share
     variance = torch.where(state["variance"] > 0, state["variance"], seen)
-    expected, slope, clipped_variance = clipped(m, variance.sqrt())
-    following = variance * seen / clipped_variance.mean((1, 2, 3), keepdim=True).clamp_min(TINY)
-    following = torch.where(usual, following, state["variance"]).clamp(0.0, 1.0)
+    left = clipped_variance(_some_rows(m), variance).mean((1, 2, 3), keepdim=True)
+    following = torch.where(usual, variance * seen / left.clamp_min(TINY), state["variance"]).clamp(0.0, 1.0)
 
-    # The power of the frame's lead is the noise's, and a little of what was lost: too much noise is on the safe side.
+    # What the average leads by, and beside it the frame, which tells the noise of it: with a little of what was lost,
+    # but too much noise is on the safe side.
+    expected, slope = clipped(m, variance)
     slope = slope.clamp_min(FLATTEST)
-    finest, coarser = _taken_apart(leads, small + (m - expected).unsqueeze(1), slope, method)
-    power = torch.cat([each for _, each in (finest, *coarser)], 1) / share
+    leads = torch.stack([half(average) - expected, half(frame) - expected], 1)
+    grey = mean_channel(average - steady)
+    finest = grey - enlarge(half(grey), _size(grey), method=method)
+    coarser = _taken_apart(leads, slope)
+    power = torch.cat([_power_within(mean_channel(some)), *(each for _, each in coarser)], 1) / share
     power = torch.where(usual | (state["power"] <= 0), power, state["power"]).detach().clamp_min(TINY)
     bands = [band for band, _ in coarser]
-    squares = [half(finest[0].square()), *(mean_channel(band.square()) for band in bands)]
+    squares = [half(finest.square()), *(mean_channel(band.square()) for band in bands)]
     rest = [1 / evidence]  # of the noise's power, in the average
     for _ in range(LEVELS - 1):
         rest.append(half(rest[-1]))
@@ -125,22 +142,18 @@ def recover(
     light, colour = _joined(weights[1 : LEVELS + 1], bands[:LEVELS]), _joined(weights[LEVELS + 1 :], bands[LEVELS:])
     detail = enlarge(light + resize(colour, _size(light)), _size(steady), method=method)
     weight = enlarge(weights[0] / slope.mean(1, keepdim=True), _size(steady), method=method)
-    return torch.addcmul(detail, weight, finest[0]), {"variance": following.detach(), "power": power}
+    return torch.addcmul(detail, weight, finest), {"variance": following.detach(), "power": power}
 
 
 Band = tuple[Tensor, Tensor]  # of the average, (B, 1 or 3, h, w), and the power of the frame's, (B, 1, 1, 1)
 
 
-def _taken_apart(leads: Tensor, small: Tensor, slope: Tensor, method: str | Flow) -> tuple[Band, list[Band]]:
-    """Take leads (B, 2, 3, H, W) apart: the finest band of light, then those at half size and less, and of colour."""
+def _taken_apart(leads: Tensor, slope: Tensor) -> list[Band]:
+    """Take leads (B, 2, 3, h, w) at half size apart: bands of light, then those of colour."""
     slope = slope.unsqueeze(1)
-    light = (small * slope).sum(2) / slope.square().sum(2)
-    colour = half((small / slope - light.unsqueeze(2)).flatten(1, 2))
-    grey = mean_channel(leads.flatten(0, 1)).view(len(leads), 2, *leads.shape[-2:])
-    below = half(grey)
-    finest = grey[:, :1] - enlarge(below[:, :1], _size(grey), method=method)
-    power = _power(grey[:, 1:]) - _power(below[:, 1:])
-    return (finest, power), [*_bands(light, LEVELS), *_bands(colour, LEVELS - 1)]
+    light = (leads * slope).sum(2) / slope.square().sum(2)
+    colour = half((leads / slope - light.unsqueeze(2)).flatten(1, 2))
+    return [*_bands(light, LEVELS), *_bands(colour, LEVELS - 1)]
 
 
 def _bands(maps: Tensor, levels: int) -> list[Band]:
@@ -179,6 +192,17 @@ def _judged(
 def _power(x: Tensor) -> Tensor:
     """The mean square, (B, 1, 1, 1)."""
     return x.square().mean((1, 2, 3), keepdim=True)
+
+
+def _power_within(x: Tensor) -> Tensor:
+    """The mean square, (B, 1, 1, 1), of what differs within 2 x 2 pixels."""
+    return (_power(x) - _power(half(x))).clamp_min(0)
+
+
+def _some_rows(x: Tensor) -> Tensor:
+    """Two rows of every eight of a large map: enough to read a power from."""
+    height = x.shape[-2] // 8 * 8
+    return x if height < 64 else x[..., :height, :].unflatten(-2, (-1, 8))[..., :2, :].flatten(-3, -2)
 
 
 def _size(x: Tensor) -> tuple[int, int]:

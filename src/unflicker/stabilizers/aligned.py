@@ -358,19 +358,16 @@ class Aligned(Stabilizer):
             average = torch.lerp(frame, kept, self._enlarge(odds / (odds + 1), size))
             following["input"] = average
             if self.recover:
-                low, length = guide.range
                 frames = odds + 1 if known is None else torch.where(known, odds + 1, odds.clamp_min(1))
                 detail, more = recover(
-                    (blended - low) / length,
-                    (average - low) / length,
-                    (guide.frame - low) / length,
+                    *guide.to_unit(blended, average, guide.frame),
                     frames.clamp_max(LONGEST),
                     part(own, "detail"),
                     judge=self.judge,
                     known=valid,
                     method=self.flow,
                 )
-                detail = detail * (length * strength.clamp_max(1))
+                detail = guide.from_unit(detail) * strength.clamp_max(1)
                 following |= under("detail", more)
             elif self.learned:
                 mixed = torch.lerp(blended, average, self._enlarge(share[0] * strength.clamp_max(1), size))
