@@ -91,8 +91,9 @@ def untrained(plain: Recipe) -> Iterator[tuple[str, Method]]:
         yield f"simple-fixed {beta:g}", Method(stabilize(base, plan, example=example))
     for strength in (0.5, 1.0, 2.0):
         yield f"aligned {strength:g}", Method(with_adapter(plain, base, "aligned"), strength)
-    if plain.base.network in ("denoise", "enhance"):
-        yield "aligned-learned 1", Method(with_adapter(plain, base, "aligned-learned"))
+    if plain.base.network != "enhance":
+        yield "aligned-recover 1", Method(with_adapter(plain, base, "aligned-recover"))
+    yield "aligned-learned 1", Method(with_adapter(plain, base, "aligned-learned"))
 
 
 def measure(each: Recipe, name: str, method: Method, out: Path, frames: int) -> None:

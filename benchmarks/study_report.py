@@ -2,8 +2,8 @@
 
     python benchmarks/study_report.py [--from FOLDER]
 
-With --from, what is finished there is gathered into docs/study/*.json first. The block of docs/results.md between the
-two marks is made of these files alone; a test makes it again and compares.
+With --from, what is finished there is added to docs/study/*.json first, in place of what has the same name. The block
+of docs/results.md between the two marks is made of these files alone; a test makes it again and compares.
 """
 
 from __future__ import annotations
@@ -104,7 +104,10 @@ PAPER: dict[str, dict[str, tuple[float, float]]] = {
         "spatial 0.8": (22.31, 31.00),
     },
 }
-ORDER = ("output-fixed", "gaussian", "simple-fixed", "learned", "controlled", "spatial", "aligned", "aligned-learned")
+ORDER = (
+    *("output-fixed", "gaussian", "simple-fixed", "learned", "controlled", "spatial"),
+    *("aligned", "aligned-recover", "aligned-learned"),
+)
 
 
 def main() -> None:
@@ -125,12 +128,13 @@ def main() -> None:
 
 
 def gather(source: Path) -> None:
-    """Put each study's evaluations, one for each method, into one."""
+    """Put each study's evaluations, one for each method, beside those of docs/study."""
     for name in STUDIES:
         files = sorted((source / name / "evaluations").glob("*.json"))
         if not files:
             continue
-        parts = [Evaluation.read(file) for file in files]
+        kept = DOCS / "study" / f"{name}.json"
+        parts = [Evaluation.read(file) for file in ([kept] if kept.exists() else []) + files]
         first = parts[0]
         videos = [
             dataclasses.replace(

@@ -130,8 +130,8 @@ def recover(
         rest.append(half(rest[-1]))
     rest = [rest[0], *rest, *rest[1:]]
     ratios = [
-        box_mean(square, WINDOW) / (left * of).clamp_min(TINY)
-        for square, left, of in zip(squares, rest, power.split(1, 1), strict=True)
+        box_mean(square, WINDOW) / (of * noise).clamp_min(TINY)
+        for square, of, noise in zip(squares, rest, power.split(1, 1), strict=True)
     ]
     doubts: list[Tensor | float] = [1.0] * BANDS
     if judge is not None:
