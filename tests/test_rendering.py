@@ -14,7 +14,17 @@ from torch import Tensor, nn
 
 from unflicker.checks import InputError
 from unflicker.model import stabilize
-from unflicker.rendering import COLOURS, FOLLOWS, Renderer, SteadyRange, class_names, fitted, palette, style_of
+from unflicker.rendering import (
+    COLOURS,
+    FOLLOWS,
+    Renderer,
+    SteadyRange,
+    class_names,
+    fitted,
+    gives_distances,
+    palette,
+    style_of,
+)
 from unflicker.run import run_video
 from unflicker.stabilizers import EMA, Aligned
 from unflicker.video import Frame, VideoInfo, open_reader, open_writer
@@ -49,6 +59,24 @@ def test_an_outlier_that_flickers_does_not_make_the_rest_flicker():
     assert (steady[1:] - steady[:-1]).abs().max() < 0.1 / 255
     assert (steady - steady[:1]).abs().max() < 1 / 255
     assert (by_frame[1:] - by_frame[:-1]).abs().max() > 0.9
+
+
+def test_what_is_near_is_bright_whether_told_by_disparity_or_by_distance():
+    disparity = ramp()
+    distance = 1 / disparity
+    distance[..., 0, 0] = math.nan
+    near, far = (
+        shown(Renderer("grey", distances=each), [v])[0, 0] for each, v in ((False, disparity), (True, distance))
+    )
+    assert near[5, -1] > near[5, 0] and far[5, -1] > far[5, 0]
+    assert far[0, 0] == 0  # what is not a number
+    for base, metric in (
+        (SimpleNamespace(config=SimpleNamespace(depth_estimation_type="metric")), True),
+        (SimpleNamespace(net=SimpleNamespace(config=SimpleNamespace(model_type="zoedepth"))), True),
+        (SimpleNamespace(config=SimpleNamespace(depth_estimation_type="relative", model_type="depth_anything")), False),
+        (nn.Identity(), False),
+    ):
+        assert gives_distances(base) is metric
 
 
 def test_the_first_frames_range_is_that_of_its_percentiles():

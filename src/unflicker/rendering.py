@@ -29,6 +29,7 @@ LOW, HIGH = 0.02, 0.98  # of the values, in order, lie below what is shown as 0 
 FOLLOWS = 1.0  # seconds after which a range has gone 63 % of the way to a new one
 LOOKED_AT = 65536  # values of a frame, at most, to find them; every few pixels are enough
 COLOURS = 256
+METRIC = ("glpn", "zoedepth")  # kinds of networks that return distances without saying so
 NAMED = 3  # classes that are written on a frame
 
 
@@ -37,7 +38,7 @@ class Renderer:
 
     - "picture": as it is. It keeps the network's size where that is larger than the frame's.
     - "depth": colours from black over red to yellow (matplotlib's inferno); what is large, as the disparity of what is
-      near, is bright.
+      near, is bright; of `distances` what is small.
     - "grey": the same as grey of 16 bits: all of them in a folder of PNGs, 10 in a video file.
     - "labels": the largest logit's colour, half and half with the luma of the frame.
     - "index": the number of the largest logit as the value of a grey PNG of 8 bits, from 0 on.
@@ -55,6 +56,7 @@ class Renderer:
             one is depth, any other number labels, and (B, K) classes.
         value_range: what is shown as 0 and 1 of depth, for all frames.
         names: of classes, by number.
+        distances: depth is given as distances, as metric networks do, and not as disparity.
 
     Raises:
         InputError: there is no such style, or the range is none.
@@ -72,6 +74,7 @@ class Renderer:
         *,
         value_range: tuple[float, float] | None = None,
         names: Mapping[int, str] | None = None,
+        distances: bool = False,
     ) -> None:
         check_style(style, value_range)
         self.style = style
@@ -81,6 +84,7 @@ class Renderer:
         if value_range is not None:
             self._values.limits = value_range
         self._names = names or {}
+        self._distances = distances
 
     def follow(self, output: Tensor, frame: Tensor, *, seconds: float = 0.0, cut: bool = False) -> None:
         """Look at the next output, before it is rendered: the first one decides on style and size.
@@ -141,7 +145,10 @@ class Renderer:
             return fitted(output.float(), self.size)
         if style in ("depth", "grey"):
             plane = output.unsqueeze(1) if output.ndim == 3 else output
-            values = fitted(self._values(plane.float()), self.size)
+            values = self._values(plane.float())
+            if self._distances:
+                values = torch.where(plane.isnan(), values, 1 - values)
+            values = fitted(values, self.size)
             return values if style == "grey" else _painted((values[:, 0] * (COLOURS - 1)).round().long(), _heat())
         frame = fitted(frame.float(), self.size).nan_to_num(0.0).clamp(0, 1)
         if style == "classes":
@@ -248,6 +255,19 @@ def class_names(base: nn.Module) -> dict[int, str]:
         if isinstance(found, Mapping):
             return {int(number): str(name) for number, name in found.items()}
     return {}
+
+
+def gives_distances(base: nn.Module) -> bool:
+    """Whether a network of transformers says that its depth is in metres, and not the disparity that others return.
+
+    >>> gives_distances(nn.Identity())
+    False
+    """
+    for module in (base, getattr(base, "net", None)):
+        config = getattr(module, "config", None)
+        if getattr(config, "depth_estimation_type", None) == "metric" or getattr(config, "model_type", "") in METRIC:
+            return True
+    return False
 
 
 def fitted(picture: Tensor, size: tuple[int, int]) -> Tensor:

@@ -23,7 +23,7 @@ from unflicker.explain import check_explains, explain_frame, explain_path
 from unflicker.functional import luma
 from unflicker.model import MOST, StabilizedModel
 from unflicker.outputs import main_tensor
-from unflicker.rendering import Renderer, check_style, class_names, fitted
+from unflicker.rendering import Renderer, check_style, class_names, fitted, gives_distances
 from unflicker.state import State
 from unflicker.video.ahead import WriteBehind, read_ahead
 from unflicker.video.base import UNSPECIFIED, Frame, VideoInfo
@@ -141,7 +141,9 @@ def run_video(
             f"{Path(destination).stem}/, not {destination}."
         )
 
-    renderer = Renderer(render, value_range=value_range, names=class_names(model.base))
+    renderer = Renderer(
+        render, value_range=value_range, names=class_names(model.base), distances=gives_distances(model.base)
+    )
     return _process(
         partial(_infer, model, renderer, strength=strength, compare=compare, explain=explain),
         source,
