@@ -44,6 +44,8 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=16, help=f"of which {WARM_UP} warm up")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
+    if arguments.frames <= WARM_UP:
+        parser.error(f"--frames must be more than the {WARM_UP} that warm up")
     torch.set_num_threads(arguments.threads)
     found = {}
     for size in arguments.sizes:

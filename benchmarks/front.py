@@ -286,8 +286,8 @@ def _settle_down() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def settle(run: Run) -> None:
-    """Refuse to mix items of different settings in one folder."""
+def settle(run: Run, published: Path | None) -> None:
+    """Refuse to mix items of different settings in one folder; begin it with those of a results.json, if given."""
     settings = {
         "frames": run.frames,
         "steps": run.steps,
@@ -295,23 +295,20 @@ def settle(run: Run) -> None:
         "size": list(SIZE),
         "seed": SEED,
     }
-    path = run.out / "settings.json"
-    if path.exists():
-        before = json.loads(path.read_text())
-        if before != settings:
-            changed = [key for key in settings if before.get(key) != settings[key]]
-            raise InputError(f"{run.out} was begun with other settings ({', '.join(changed)}); choose another --out.")
-    else:
-        write(path, settings)
-
-
-def start(run: Run, published: Path) -> None:
-    """Put the items of a results.json into an out folder that has none of them."""
-    for condition, methods in json.loads(published.read_text())["clips"].items():
+    path, content = run.out / "settings.json", {} if published is None else json.loads(published.read_text())
+    begun = {path: json.loads(path.read_text()) if path.exists() else settings}
+    if published is not None:
+        begun[published] = content["settings"]
+    for where, before in begun.items():
+        changed = [key for key in settings if before.get(key) != settings[key]]
+        if changed:
+            raise InputError(f"{where} has other settings ({', '.join(changed)}); choose another --out or --start.")
+    write(path, settings)
+    for condition, methods in content.get("clips", {}).items():
         for method, videos in methods.items():
-            for video, content in videos.items():
+            for video, item in videos.items():
                 if not run.item(condition, video, method).exists():
-                    write(run.item(condition, video, method), content)
+                    write(run.item(condition, video, method), item)
 
 
 def main() -> None:
@@ -342,9 +339,7 @@ def main() -> None:
     kept = {*TEST, *VALIDATION, *arguments.videos}
     names = arguments.train_videos or [video.stem for video in found if video.stem not in kept]
     run = Run(arguments.out, arguments.frames, arguments.steps, tuple(choose(found, names)))
-    settle(run)
-    if arguments.start is not None:
-        start(run, arguments.start)
+    settle(run, arguments.start)
     methods = [METHODS["base"]]
     for name in arguments.methods:
         lack = METHODS[name].missing()

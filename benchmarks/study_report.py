@@ -136,6 +136,9 @@ def gather(source: Path) -> None:
         kept = DOCS / "study" / f"{name}.json"
         parts = [Evaluation.read(file) for file in ([kept] if kept.exists() else []) + files]
         first = parts[0]
+        if any([v.name for v in part.videos] != [v.name for v in first.videos] for part in parts):
+            raise InputError(f"{source / name} was measured on other videos than {kept}; make one of them anew.")
+        new = [part for part in parts if part is first or not part.overall.keys() <= first.overall.keys()]
         videos = [
             dataclasses.replace(
                 video, numbers={row: each for part in parts for row, each in part.videos[i].numbers.items()}
@@ -148,7 +151,7 @@ def gather(source: Path) -> None:
             videos=videos,
             costs={row: each for part in parts for row, each in part.costs.items()},
             strengths={row: each for part in parts for row, each in part.strengths.items()},
-            seconds=sum(part.seconds for part in parts),
+            seconds=sum(part.seconds for part in new),
         )
         whole.write(DOCS / "study" / f"{name}.json")
 

@@ -178,11 +178,12 @@ def train_adapter(
 
     fit(model, batches(), steps=steps, learning_rate=rate, stability=0.2, on_step=say)
     model.eval()
-    measured = 0.1 if sigmas[0] < 0.1 else sigmas[1]
+    low, high = sigmas
+    measured, noise = (high, f"{high:g}") if low == high else (0.1, f"{low:g} to {high:g}")
     gains = report(folder.name, copy.deepcopy(model.base), model, validation, measured)
     notes = (
         f"Trained with examples/train_bundled.py: {steps} clips of 8 frames twice, {crop}x{crop} pixels, Gaussian "
-        f"noise of {sigmas[0]:g} to {sigmas[1]:g}, unified loss with stability weight 0.2, seed {SEED}.\n"
+        f"noise of {noise}, unified loss with stability weight 0.2, seed {SEED}.\n"
         f"On the validation clips at noise {measured:g}: {gains}.\n"
     )
     save_adapter(model, folder, notes=notes)

@@ -12,7 +12,7 @@ from unflicker.data.synthetic import demo_clip
 from unflicker.functional import gaussian_blur, half
 from unflicker.metrics import psnr
 from unflicker.recovery import BANDS, LEVELS, _bands, _joined, clipped, clipped_variance, fresh_recovery, recover
-from unflicker.tasks import add_adapter
+from unflicker.tasks import add_adapter, load_task
 
 close = torch.testing.assert_close
 
@@ -181,3 +181,97 @@ def test_tiny_frames():
         detail, state = recover(*planes, evidence, fresh_recovery(torch.zeros(2, 1, 1, 1)))
         assert detail.shape == planes[0].shape and torch.isfinite(detail).all()
         assert all(torch.isfinite(each).all() for each in state.values())
+
+
+# Inputs that are otherwise than a camera's ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("clip", ["above", "below"])
+def test_an_input_that_was_not_clipped_is_not_taken_for_clipped(still, clip):
+    """Beyond [0, 1] the response of a clipped input is flat, and what is divided by it would be anything."""
+    truth = still * 1.3 if clip == "above" else still * 0.1
+    x = truth + 0.05 * torch.randn(truth.shape)
+    rule, recovering = (run(Blur(), x, Aligned(recover=each))[0] for each in (False, True))
+    assert psnr(recovering[6:], truth[6:]) > psnr(rule[6:], truth[6:]) + 1
+    constant = torch.full((6, 3, 24, 32), 1.3)
+    close(run(nn.Identity(), constant, Aligned(recover=True))[0], constant, atol=1e-3, rtol=0)
+
+
+def test_a_range_that_the_first_frame_did_not_fill(still):
+    x = 255 * torch.cat([0.3 * still[:4], still]) + 5 * torch.randn(18, *still.shape[1:])
+    rule, recovering = (run(Blur(), x, Aligned(recover=each))[0] for each in (False, True))
+    assert psnr(recovering[10:] / 255, still[6:]) > psnr(rule[10:] / 255, still[6:]) + 1
+
+
+@pytest.mark.parametrize("value", [30.0, 1e30])
+def test_one_value_far_out_does_not_stay(still, value):
+    """The network clamps what it is given; the average of the input must bound it by itself."""
+
+    class Clamping(Blur):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.clamp(0, 1))
+
+    x = gaussian_noise(still, 0.05, seed=0)
+    spoiled = x.clone()
+    spoiled[5, :, 90, 100] = value
+    clean, with_it = (run(Clamping(), each, Aligned(recover=True))[0] for each in (x, spoiled))
+    assert psnr(with_it[5:6], clean[5:6]) > 25
+    assert psnr(with_it[6:], clean[6:]) > 40
+
+
+def test_a_mask_that_stays_darkens_nothing_beside_it(still):
+    dark = 0.1 * still
+    x = gaussian_noise(dark, 0.1, seed=0)
+    mask = torch.ones(len(x), 1, *x.shape[-2:])
+    mask[..., :128] = 0
+    results = []
+    for each in (False, True):
+        model, state, made = stabilize(Blur(), {"": Aligned(recover=each)}, example=x[:1]), None, []
+        with torch.inference_mode():
+            for t, frame in enumerate(x):
+                y, state = model(frame[None], state, mask=mask[t : t + 1])
+                made.append(y[0, ..., 128:144])
+        results.append(float(psnr(torch.stack(made[6:]), dark[6:, ..., 128:144])))
+    assert results[1] > results[0] + 0.5
+
+
+def test_rows_that_never_arrive_leave_the_noise_known(still):
+    x = gaussian_noise(still, 0.1, seed=0)
+    mask = torch.ones(len(x), 1, *x.shape[-2:])
+    mask[..., ::8, :] = 0
+    model, state = stabilize(Blur(), {"": Aligned(recover=True)}, example=x[:1]), None
+    with torch.inference_mode():
+        for t, frame in enumerate(x):
+            _, state = model(frame[None], state, mask=mask[t : t + 1])
+    assert state["output/detail/variance"].sqrt().item() == pytest.approx(0.1, rel=0.25)
+
+
+def test_the_past_has_no_detail(moving):
+    x = gaussian_noise(moving, 0.1, seed=0)
+    pasts = [run(Blur(), x, Aligned(recover=each))[1]["output/past"] for each in (False, True)]
+    assert torch.equal(*pasts)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.5])
+def test_frames_without_noise_train(value):
+    model = stabilize(Blur(), {"": Aligned(recover=True, learned=True)}, example=torch.zeros(1, 3, 24, 32)).train()
+    y, _ = model(torch.full((1, 4, 3, 24, 32), value))
+    y.square().mean().backward()
+    for parameter in model.stabilizers.parameters():
+        assert parameter.grad is None or torch.isfinite(parameter.grad).all()
+
+
+def test_another_precision_than_the_inputs(still):
+    class Double(Blur):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).double()
+
+    x = gaussian_noise(still[:4], 0.05, seed=0)
+    close(
+        run(Double(), x, Aligned(recover=True))[0].float(), run(Blur(), x, Aligned(recover=True))[0], atol=1e-4, rtol=0
+    )
+
+
+def test_a_task_that_does_not_denoise_has_no_such_adapter():
+    with pytest.raises(InputError, match="The task 'enhance' has no adapter 'aligned-recover'"):
+        load_task("enhance", "aligned-recover")

@@ -64,7 +64,7 @@ def test_a_task_with_published_weights_says_where_they_go():
 
 
 def test_adapters_are_listed_with_the_trained_ones_first_and_none_last():
-    assert find_task("denoise").adapters == ("aligned-learned", "spatial", "learned-ema", *BUILT_IN)
+    assert find_task("denoise").adapters == ("aligned-learned", "spatial", "learned-ema", "aligned-recover", *BUILT_IN)
     assert find_task("none").adapters == BUILT_IN
 
 

@@ -126,7 +126,12 @@ def run(
     ] = None,
     value_range: Annotated[
         tuple[float, float] | None,
-        typer.Option("--range", metavar="LOW HIGH", help="What is black and brightest of depth.", show_default=False),
+        typer.Option(
+            "--range",
+            metavar="LOW HIGH",
+            help="What is black and brightest of depth (of distances the other way round).",
+            show_default=False,
+        ),
     ] = None,
     compare: Annotated[bool, typer.Option("--compare", help="Write network alone | stabilized.")] = False,
     explain: Annotated[

@@ -101,12 +101,23 @@ class Guide:
         """The luma at full size, (B, 1, H, W) in [0, 1]."""
         return self._unit(luma(self.frame).clamp(-LARGEST, LARGEST))
 
+    @property
+    def bounded(self) -> Tensor:
+        """The frame, (B, C, H, W), no further out of its range than half of it: a pixel alone is no other range."""
+        low, length = self._range[:, :1], self._range[:, 1:]
+        return self.frame.clamp(-0.5, 1.5) if self._as_is else self.frame.clamp(low - length / 2, low + 1.5 * length)
+
+    @property
+    def usual(self) -> Tensor:
+        """Whether the range is [0, 1], above 0 if so, (B, 1, 1, 1)."""
+        return ((self._range[:, :1] == 0) & (self._range[:, 1:] == 1)).to(self.frame)
+
     def to_unit(self, steady: Tensor, average: Tensor, frame: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Bring three pictures to the range in which the guide is within [0, 1]."""
+        """Bring three pictures from the guide's range to [0, 1]."""
         return self._unit(steady), self._unit(average), self._unit(frame)
 
     def from_unit(self, difference: Tensor) -> Tensor:
-        """Bring a difference of pictures back to the guide's own range."""
+        """Bring a difference of pictures back to the guide's range."""
         return difference if self._as_is else difference * self._range[:, 1:]
 
     def _unit(self, plane: Tensor) -> Tensor:

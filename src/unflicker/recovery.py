@@ -24,6 +24,7 @@ BANDS = 2 * LEVELS  # of light, from the finest; then those of colour, which is 
 MARKS = BANDS + 3  # maps that a trained judge sees
 LEAST = 0.05  # of its noise: so much of a band is taken to be there
 FLATTEST = 0.15  # of the input's response where it is clipped: fainter is nothing to go by
+BEYOND, FEW = 1e-3, 1e-4  # an input that goes beyond [0, 1] by so much in more than so few values was not clipped
 
 
 def clipped(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
@@ -55,7 +56,7 @@ def clipped_variance(mean: Tensor, variance: Tensor) -> Tensor:
 
 def _edges(mean: Tensor, variance: Tensor) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Sigma; where 0 and 1 lie in it, and how much of the noise is beyond them; and its density there."""
-    sigma = variance.sqrt().clamp_min(1e-4)
+    sigma = variance.clamp_min(1e-8).sqrt()
     low, high = (-mean / sigma).clamp(-9, 9), ((1 - mean) / sigma).clamp(-9, 9)  # beyond, numbers are slow on a CPU
     below, above = torch.special.ndtr(low), torch.special.ndtr(-high)
     density = tuple(torch.exp2((-LOG2_E / 2) * each.square()) / math.sqrt(2 * math.pi) for each in (low, high))
@@ -65,7 +66,7 @@ def _edges(mean: Tensor, variance: Tensor) -> tuple[Tensor, tuple[Tensor, ...], 
 def fresh_recovery(one: Tensor) -> State:
     """Return the state of `recover` before the first frame, for a number per stream (B, 1, 1, 1).
 
-    `variance` is that of the input's noise before clipping; `power` is what of it lies in each band.
+    `variance` is that of the input's noise before clipping, at most 1; `power` is what of it lies in each band.
     """
     return {"variance": torch.zeros_like(one), "power": one.new_zeros(one.shape[0], BANDS, 1, 1)}
 
@@ -77,6 +78,7 @@ def recover(
     evidence: Tensor,
     state: State,
     *,
+    clips: Tensor | None = None,
     judge: nn.Module | None = None,
     known: Tensor | None = None,
     method: str | Flow = "auto",
@@ -87,8 +89,11 @@ def recover(
         steady: the result without it, (B, 3, H, W) in [0, 1].
         average: of the input along the motion, alike.
         frame: the input now, alike.
-        evidence: (B, 1, H/2, W/2), by how many frames the noise of the average is less than that of the input.
+        evidence: (B, 1, H/2, W/2), by how many frames the noise of the average is less than that of the input; 0
+            where there is no average.
         state: what this returned for the last frame, or zeros.
+        clips: (B, 1, 1, 1), above 0 where [0, 1] is a range at which inputs are clipped, if they do not go beyond it;
+            None if it is for all.
         judge: a trained network that takes `MARKS` maps at a quarter of the size and returns `BANDS`: the logarithms
             by which to correct the noise of each band. At 0 it changes nothing.
         known: (B, 1, H, W) bool, False where the input did not arrive; None if all of it did.
@@ -101,23 +106,31 @@ def recover(
     >>> bool((smooth + detail - truth).square().mean() < 0.5 * (smooth - truth).square().mean())
     True
     """
+    m, some, share = half(steady), _some_rows(frame) - _some_rows(steady), steady.new_ones(len(frame), 1, 1, 1)
     if known is not None:
-        frame = torch.where(known, frame, steady)
-    share = steady.new_ones(len(frame), 1, 1, 1) if known is None else known.to(steady).mean((2, 3), keepdim=True)
+        arrived = known.to(steady)
+        some, share = (frame - steady) * arrived, arrived.mean((2, 3), keepdim=True)
     usual, share = share > 0.5, share.clamp_min(0.5)
+    outside = (_some_rows(frame) - 0.5).abs() > 0.5 + BEYOND
+    fits = outside.to(steady).mean((1, 2, 3), keepdim=True) <= FEW
+    if clips is not None:
+        fits = fits & (clips > 0)
 
     # What differs within 2 x 2 pixels is noise, most of it: three quarters of its power, if it is white.
-    m, some = half(steady), _some_rows(frame) - _some_rows(steady)
-    seen = 4 / 3 * _power_within(some) / share
+    seen = (4 / 3 * _power_within(some) / share).detach()
     variance = torch.where(state["variance"] > 0, state["variance"], seen)
-    left = clipped_variance(_some_rows(m), variance).mean((1, 2, 3), keepdim=True)
-    following = torch.where(usual, variance * seen / left.clamp_min(TINY), state["variance"]).clamp(0.0, 1.0)
+    left = clipped_variance(_some_rows(m), variance).mean((1, 2, 3), keepdim=True).detach()
+    following = torch.where(fits, variance * (seen / left.clamp_min(TINY)).clamp(0.25, 4.0), seen)
+    following = torch.where(usual, following, state["variance"]).clamp(0.0, 1.0)
 
     # What the average leads by, and beside it the frame, which tells the noise of it: with a little of what was lost,
     # but too much noise is on the safe side.
     expected, slope = clipped(m, variance)
-    slope = slope.clamp_min(FLATTEST)
+    expected, slope = torch.where(fits, expected, m), torch.where(fits, slope.clamp_min(FLATTEST), 1)
     leads = torch.stack([half(average) - expected, half(frame) - expected], 1)
+    if known is not None:
+        leads = leads * torch.stack([(evidence > 0).to(leads), half(arrived)], 1)
+        evidence = evidence.clamp_min(1)
     grey = mean_channel(average - steady)
     finest = grey - enlarge(half(grey), _size(grey), method=method)
     coarser = _taken_apart(leads, slope)
@@ -142,7 +155,7 @@ def recover(
     light, colour = _joined(weights[1 : LEVELS + 1], bands[:LEVELS]), _joined(weights[LEVELS + 1 :], bands[LEVELS:])
     detail = enlarge(light + resize(colour, _size(light)), _size(steady), method=method)
     weight = enlarge(weights[0] / slope.mean(1, keepdim=True), _size(steady), method=method)
-    return torch.addcmul(detail, weight, finest), {"variance": following.detach(), "power": power}
+    return torch.addcmul(detail, weight, finest), {"variance": following, "power": power}
 
 
 Band = tuple[Tensor, Tensor]  # of the average, (B, 1 or 3, h, w), and the power of the frame's, (B, 1, 1, 1)
@@ -163,8 +176,7 @@ def _bands(maps: Tensor, levels: int) -> list[Band]:
         pyramid.append(half(pyramid[-1]))
     found = []
     for fine, coarse in itertools.pairwise(pyramid):
-        band = fine[:, :own] - resize(coarse[:, :own], _size(fine))
-        found.append((band, _power(fine[:, own:]) - _power(coarse[:, own:])))
+        found.append((fine[:, :own] - resize(coarse[:, :own], _size(fine)), _power_within(fine[:, own:])))
     return [*found, (pyramid[-1][:, :own], _power(pyramid[-1][:, own:]))]
 
 
@@ -195,7 +207,9 @@ def _power(x: Tensor) -> Tensor:
 
 
 def _power_within(x: Tensor) -> Tensor:
-    """The mean square, (B, 1, 1, 1), of what differs within 2 x 2 pixels."""
+    """The mean square, (B, 1, 1, 1), of what differs within 2 x 2 pixels; an odd edge is left out."""
+    height, width = _size(x)
+    x = x[..., : max(1, height // 2 * 2), : max(1, width // 2 * 2)]
     return (_power(x) - _power(half(x))).clamp_min(0)
 
 

@@ -54,7 +54,7 @@ class Renderer:
     Args:
         style: a key of `STYLES`; None takes the one for the shape of the first output: three channels are a picture,
             one is depth, any other number labels, and (B, K) classes.
-        value_range: what is shown as 0 and 1 of depth, for all frames.
+        value_range: what is shown as 0 and 1 of depth, for all frames; of distances as 1 and 0.
         names: of classes, by number.
         distances: depth is given as distances, as metric networks do, and not as disparity.
 

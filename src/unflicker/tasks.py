@@ -33,8 +33,9 @@ from unflicker.stabilizers import EMA, Aligned, Controlled, Layout, Spatial, Sta
 from unflicker.stabilizers.aligned import Signal
 
 WEIGHTS = Path(__file__).parent / "weights"
-# Adapters that need no training, for every task; "aligned-recover" is for denoisers, "none" passes the network through.
-BUILT_IN = ("aligned", "aligned-recover", "ema", "none")
+# Adapters that need no training, for every task, and for denoisers; "none" passes the network through.
+BUILT_IN = ("aligned", "ema", "none")
+RECOVERS = "aligned-recover"
 PRESETS = ("paper",)
 SIGNALS: dict[Kind, Signal] = {"pictures": "image", "own depth": "depth", "labels": "logits", "classes": "logits"}
 
@@ -51,13 +52,15 @@ class Task:
     trained: tuple[str, ...] = ()
     """Adapters in the package, besides those of `BUILT_IN` that every task has."""
     default: str = "aligned"
+    denoises: bool = False
+    """Whether the picture is to be what the input is without its noise, so that detail can be recovered from it."""
     weights: bool = True
     """Whether the network has weights in the package."""
 
     @property
     def adapters(self) -> tuple[str, ...]:
         """The names that `load_task` takes, "none" last."""
-        return (*self.trained, *BUILT_IN)
+        return (*self.trained, *((RECOVERS,) if self.denoises else ()), *BUILT_IN)
 
 
 def _styled() -> nn.Module:
@@ -79,8 +82,9 @@ TASKS = {
             SMALL_NAFNET,
             trained=("aligned-learned", "spatial", "learned-ema"),
             default="aligned-learned",
+            denoises=True,
         ),
-        Task("denoise-heavy", SMALL_NAFNET),
+        Task("denoise-heavy", SMALL_NAFNET, trained=("aligned-learned",), default="aligned-learned", denoises=True),
         Task(
             "enhance",
             HDRNet,
@@ -207,7 +211,7 @@ def add_adapter(
     ['output']
     """
     found = TASKS[task] if task is not None else None
-    known = found.adapters if found is not None else BUILT_IN
+    known = found.adapters if found is not None else (RECOVERS, *BUILT_IN)
     chosen = adapter
     if adapter == "default":
         chosen = found.default if found is not None else "aligned"
@@ -224,7 +228,7 @@ def add_adapter(
         raise InputError(f"{whose} has no adapter {str(chosen)!r}, and there is no such folder; {hint}")
     if found is not None and chosen in found.trained:
         return load_adapter(network, WEIGHTS / found.name / chosen)
-    if chosen not in BUILT_IN:
+    if chosen not in known:
         return load_adapter(network, chosen)
     example = torch.zeros(1, 3, 64, 64) if example is None else example
     if chosen == "none":
@@ -234,7 +238,7 @@ def add_adapter(
         output = run_once(network, example)
         entry = main_entry(output, example)
         signal = SIGNALS[output_kinds(main_tensor(output, example))[0]]
-    stabilizer = EMA(0.2) if chosen == "ema" else Aligned(signal=signal, recover=chosen == "aligned-recover")
+    stabilizer = EMA(0.2) if chosen == "ema" else Aligned(signal=signal, recover=chosen == RECOVERS)
     return stabilize(network, {entry: stabilizer}, example=example)
 
 

@@ -72,11 +72,12 @@ class Aligned(Stabilizer):
         flow_on: where motion is looked for: on the "guide" (worked out once for all layers), on the "output" (images
             alone), or "auto": on the less noisy of the two.
         recover: the network is a denoiser, and what it took for noise is given back where the average of its input
-            along the motion shows it: see `unflicker.recovery`. Images alone, of the size of the input; it is
-            measured against the guide. Of a network that changes the picture it would undo the change.
+            along the motion shows it, times the strength up to 1: see `unflicker.recovery`. Images alone, of the size
+            and the range of the guide, against which it is measured. Of a network that changes the picture it would
+            undo the change.
         learned: add a small network (1.3 k weights, at half size) that corrects the weight of the past; for images
             it also mixes in the average of the input, or, with `recover`, corrects how much of each band of detail
-            is believed (1.8 k weights in all). Maps alone. Until it is trained it changes nothing.
+            is believed (1.7 k weights in all). Maps alone. Until it is trained it changes nothing.
         layout: see `Stabilizer`. Tokens and vectors have no place in the frame; theirs is the evidence without flow.
 
     Raises:
@@ -354,15 +355,17 @@ class Aligned(Stabilizer):
         detail: Tensor | None = None
         if self._keeps_input and guide is not None and guide.frame.shape == y.shape:
             kept = self._fetch(own["input"], moves)
-            frame = guide.frame if valid is None else torch.where(valid, guide.frame, kept)
-            average = torch.lerp(frame, kept, self._enlarge(odds / (odds + 1), size))
+            frame = guide.bounded.to(y)
+            arrived = frame if valid is None else torch.where(valid, frame, kept)
+            average = torch.lerp(arrived, kept, self._enlarge(odds / (odds + 1), size))
             following["input"] = average
             if self.recover:
-                frames = odds + 1 if known is None else torch.where(known, odds + 1, odds.clamp_min(1))
+                frames = torch.minimum(odds, count) + (1 if known is None else known.to(y))
                 detail, more = recover(
-                    *guide.to_unit(blended, average, guide.frame),
+                    *guide.to_unit(blended, average, frame),
                     frames.clamp_max(LONGEST),
                     part(own, "detail"),
+                    clips=guide.usual,
                     judge=self.judge,
                     known=valid,
                     method=self.flow,
