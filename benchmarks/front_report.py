@@ -60,13 +60,20 @@ def write_report(out: Path) -> None:
     }
     lacking = {name: lack for name, each in METHODS.items() if (lack := each.missing())}
     content = {"settings": settings, "left_out": lacking, "costs": costs, "mean": results, "clips": items}
-    (out / "results.json").write_text(json.dumps(content, indent=1) + "\n")
+    (out / "results.json").write_text(json.dumps(_few_digits(content), separators=(",", ":")) + "\n")
     (out / "table.md").write_text("\n".join(_page(settings, lacking, costs, results)) + "\n")
     for name, conditions in FIGURES.items():
         there = [condition for condition in conditions if len(results.get(condition, {})) > 1]
         if there:
             _figure(out / name, there, results, costs)
     print(f"{out}: results.json, table.md and figures of {sum(len(r) for r in results.values())} rows.")
+
+
+def _few_digits(content: Any) -> Any:
+    """Keep four digits of every fraction, which is more than a repetition would agree on."""
+    if isinstance(content, dict):
+        return {key: _few_digits(value) for key, value in content.items()}
+    return float(f"{content:.4g}") if isinstance(content, float) else content
 
 
 def mean(clips: Rows) -> dict[str, Any]:
