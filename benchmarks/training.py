@@ -24,7 +24,7 @@ from unflicker.losses import unified_loss
 from unflicker.recipes import load_recipe
 from unflicker.state import detach
 
-RECIPES = ("learned", "aligned", "controlled-small", "spatial-small")
+RECIPES = ("learned", "aligned", "aligned-recover", "controlled-small", "spatial-small")
 
 
 def main() -> None:
