@@ -26,7 +26,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from unflicker import Aligned, Controller, LearnedEMA, Spatial, StabilizedModel, save_adapter, stabilize
+from unflicker import Aligned, Controller, LearnedEMA, Merged, Spatial, StabilizedModel, save_adapter, stabilize
 from unflicker.checks import InputError
 from unflicker.cli import tune_process
 from unflicker.corruptions.noise import gaussian_noise
@@ -79,11 +79,21 @@ def add_noise(clean: Tensor, sigmas: tuple[float, float], generator: torch.Gener
 
 
 def train_network(
-    network: torch.nn.Module, training: list[Recording], sigmas: tuple[float, float], steps: int, rate: float
+    network: torch.nn.Module,
+    training: list[Recording],
+    sigmas: tuple[float, float],
+    steps: int,
+    rate: float,
+    merging: int = 1,
 ) -> None:
-    """Train a frame-wise denoiser: mean log MSE, so that weak and strong noise count alike."""
-    dataset = ClipDataset(training, length=1, crop=96, scales=(1.0, 0.6, 0.4), seed=SEED)
+    """Train a frame-wise denoiser: mean log MSE, so that weak and strong noise count alike.
+
+    With `merging` frames or more it sees what `Merged` makes of up to so many: the noise of a few, and what merging does
+    to edges.
+    """
+    dataset = ClipDataset(training, length=merging, crop=96, scales=(1.0, 0.6, 0.4), seed=SEED)
     generator = torch.Generator().manual_seed(SEED)
+    merge = stabilize(torch.nn.Identity(), {"in:": Merged()}, example=torch.zeros(1, 3, 96, 96))
     network.train().requires_grad_(True)
     optimizer = torch.optim.AdamW(network.parameters(), lr=rate, betas=(0.9, 0.9), weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -91,8 +101,11 @@ def train_network(
     )
     total, start = 0.0, time.time()
     for step, clips in enumerate(load(dataset, batch=4, steps=steps), start=1):
-        clean = clips["target"].squeeze(1)
-        noisy = add_noise(clean, sigmas, generator).contiguous(memory_format=torch.channels_last)
+        last = max(0, int(torch.randint(-(merging // 2), merging, (), generator=generator)))  # often a single frame
+        clean = clips["target"][:, : last + 1]
+        with torch.no_grad():
+            noisy = merge(add_noise(clean, sigmas, generator))[0][:, -1].contiguous(memory_format=torch.channels_last)
+        clean = clean[:, -1]
         loss = 10 * (network(noisy) - clean).square().mean((1, 2, 3)).add(1e-5).log10().mean()
         optimizer.zero_grad()
         loss.backward()
@@ -115,7 +128,7 @@ def train_base(out: Path, training: list[Recording], validation: list[Tensor], s
 
 def train_heavy(out: Path, training: list[Recording], validation: list[Tensor], steps: int) -> None:
     network = _base(out).to(memory_format=torch.channels_last)
-    train_network(network, training, (HEAVY, HEAVY), steps, rate=5e-4)
+    train_network(network, training, (LIGHT, HEAVY), steps, rate=5e-4, merging=8)
     save_file(_plain(network), str(out / "denoise-heavy.safetensors"))
     report("heavy", network, None, validation, HEAVY)
 
@@ -230,7 +243,7 @@ def _plain(network: torch.nn.Module) -> dict[str, Tensor]:
 
 STAGES = {
     "base": (train_base, 20000),
-    "heavy": (train_heavy, 4000),
+    "heavy": (train_heavy, 6000),
     "spatial": (train_spatial, 5000),
     "learned-ema": (train_learned_ema, 1000),
     "aligned": (train_aligned, 1500),

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from unflicker.controllers import Controller
 from unflicker.model import StabilizedModel, stabilize
-from unflicker.stabilizers import EMA, Aligned, Chain, Controlled, Gaussian, LearnedEMA, Spatial, Stabilizer
+from unflicker.stabilizers import EMA, Aligned, Chain, Controlled, Gaussian, LearnedEMA, Merged, Spatial, Stabilizer
 
 torch.set_num_threads(1)
 
@@ -77,6 +77,7 @@ KINDS = [
         lambda: Aligned(recover=True, learned=True, flow="none"),
         inside=lambda: Aligned(learned=True, flow="none"),
     ),
+    Kind("merged", lambda: Merged(flow="none")),
     Kind("chain", lambda: Chain(EMA(0.3), Spatial(3, hidden=8))),
 ]
 

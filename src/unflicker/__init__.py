@@ -16,6 +16,7 @@ _ROOMS = {
     "Controlled": "stabilizers",
     "Spatial": "stabilizers",
     "Aligned": "stabilizers",
+    "Merged": "stabilizers",
     "Chain": "stabilizers",
     "Controller": "controllers",
     "save_adapter": "checkpoint",
@@ -76,6 +77,9 @@ if TYPE_CHECKING:
     )
     from unflicker.stabilizers import (
         LearnedEMA as LearnedEMA,
+    )
+    from unflicker.stabilizers import (
+        Merged as Merged,
     )
     from unflicker.stabilizers import (
         Spatial as Spatial,

@@ -89,6 +89,25 @@ def consistency(
     return agrees.nan_to_num(0, 0, 0)
 
 
+def counted(odds: Tensor, strength: Tensor, known: Tensor | None) -> Tensor:
+    """Return the evidence of a mean of `odds` frames, weighted `strength`-fold, and one more where it is known.
+
+    It is the number of frames whose plain mean would be as good; at strength 1 that is odds + 1.
+
+    Args:
+        odds: (B, 1, h, w), of the past against the present.
+        strength: (B, 1, 1, 1).
+        known: (B, 1, h, w) bool, False where there was no present; None if it was everywhere.
+
+    >>> counted(torch.tensor([0.0, 3.0]), torch.tensor(1.0), None).tolist()
+    [1.0, 4.0]
+    """
+    counted = (odds * strength + 1).square() / (odds * strength.square() + 1)
+    if known is not None:
+        counted = torch.where(known, counted, odds)
+    return counted.clamp_max(LONGEST)
+
+
 def explained(residual: Tensor, by: Tensor) -> Tensor:
     """Return the trust that is left where the guide's residual shows the same as the output's: 1 none of it, 0 all.
 

@@ -219,6 +219,15 @@ def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
     return x if x.shape[-2:] == size else F.interpolate(x, size=size, mode="bilinear", align_corners=False)
 
 
+def doubled(mask: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bring a mask at half size back to `size`.
+
+    >>> doubled(torch.tensor([True, False]).view(1, 1, 1, 2), (2, 3))[0, 0].tolist()
+    [[True, True, False], [True, True, False]]
+    """
+    return F.interpolate(mask.float(), scale_factor=2.0, mode="nearest")[..., : size[0], : size[1]] > 0
+
+
 def flow_to(flow: Tensor, size: tuple[int, int]) -> Tensor:
     """Bring a flow (B, 2, H, W) to maps of another size, whose pixels become its unit.
 
@@ -324,6 +333,24 @@ def median(x: Tensor) -> Tensor:
     values = x.flatten(1)
     values = values[:, :: max(1, values.shape[1] // 1024)]
     return values.sort(1).values[:, values.shape[1] // 2].view(-1, 1, 1, 1)
+
+
+def value_range(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Return offset and length, (B, 1, 1, 1) each, of the range of two planes (B, 1, H, W): [0, 1] if they fit it.
+
+    >>> [each.item() for each in value_range(torch.rand(1, 1, 4, 4), torch.rand(1, 1, 4, 4))]
+    [0.0, 1.0]
+    """
+    zero, one = torch.zeros_like(a[..., :1, :1]), torch.ones_like(a[..., :1, :1])
+    if not torch.compiler.is_compiling() and all(
+        bool(each.amin() > -0.5) and bool(each.amax() < 1.5) for each in (a, b)
+    ):
+        return zero, one
+    both = torch.stack([a, b], 1).flatten(2)
+    both = both[..., :: max(1, both.shape[-1] // 512)].flatten(1).sort(1).values  # outliers are no other range
+    low, high = (both[:, round(at * (both.shape[1] - 1))].view(-1, 1, 1, 1) for at in (0.01, 0.99))
+    usual = (low > -0.5) & (high < 1.5) | (high <= low)
+    return torch.where(usual, zero, low), torch.where(usual, one, high - low)
 
 
 def noise_level(plane: Tensor) -> Tensor:

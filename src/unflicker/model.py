@@ -175,7 +175,8 @@ class StabilizedModel(nn.Module):
             reset: which streams start afresh before this frame: bool, (B,), or (B, T) for single frames of a clip.
             strength: multiplies the odds of the past: 0 is the base alone, 1 as trained, 2 stronger; number, (B,),
                 or (B, T).
-            guide: what vouches for the output, shaped as x; the controller looks at it. x unless given.
+            guide: what vouches for the output, shaped as x; the controller looks at it. Unless given it is x, or for
+                `Aligned` what the network sees of it where `Merged` or an average at "in:" changes that.
             mask: (B, 1, H, W) or (B, T, 1, H, W), 0 where the input is not valid: the past stands in there.
 
         Returns:
@@ -198,6 +199,8 @@ class StabilizedModel(nn.Module):
             try:
                 if "input" in self.places:
                     folded = self._stabilized("input", folded)
+                    if guide is None and self._watches_input:
+                        self._watch(call, folded.unflatten(0, (call.streams, call.frames)))
                 y = self.base(folded)
                 for key, place in self.places.items():
                     if not place.address.layer and not place.address.is_input:
@@ -347,9 +350,19 @@ class StabilizedModel(nn.Module):
             seen = (x if guide is None else guide).view(streams, frames, *x.shape[-3:])
             if self.controllers:
                 self._look(call, seen)
-            if any(stabilizer.uses_guide for stabilizer in self.stabilizers.values()):
+            if any(each.uses_guide for each in self.stabilizers.values()) and not (
+                guide is None and self._watches_input
+            ):
                 self._watch(call, seen)
         return call
+
+    @property
+    def _watches_input(self) -> bool:
+        """Whether the guide, unless one is given, is what a stabilizer makes of the network's input."""
+        if "input" not in self.places or self.stabilizers["input"].uses_guide:
+            return False
+        others = self.stabilizers.values()
+        return any(each.uses_guide for each in others) and not any(each.needs_noise for each in others)
 
     def _look(self, call: _Call, x: Tensor) -> None:
         own = [

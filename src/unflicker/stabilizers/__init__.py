@@ -9,10 +9,11 @@ from unflicker.stabilizers.chain import Chain
 from unflicker.stabilizers.controlled import Controlled
 from unflicker.stabilizers.ema import EMA, LearnedEMA
 from unflicker.stabilizers.gaussian import Gaussian
+from unflicker.stabilizers.merged import Merged
 from unflicker.stabilizers.spatial import Spatial
 
 KINDS: dict[str, type[Stabilizer]] = {
-    cls.kind: cls for cls in (EMA, LearnedEMA, Gaussian, Controlled, Spatial, Aligned, Chain)
+    cls.kind: cls for cls in (EMA, LearnedEMA, Gaussian, Controlled, Spatial, Aligned, Merged, Chain)
 }
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "Gaussian",
     "Layout",
     "LearnedEMA",
+    "Merged",
     "Spatial",
     "Stabilizer",
     "describe",

@@ -6,7 +6,6 @@ import math
 from typing import Any, Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unflicker.checks import InputError, nearest
@@ -19,6 +18,7 @@ from unflicker.evidence import (
     TINY,
     WINDOW,
     consistency,
+    counted,
     explained,
     follow_tone,
     fresh_tone,
@@ -27,6 +27,7 @@ from unflicker.evidence import (
 from unflicker.flow import METHODS, PRESETS, Flow, enlarge, fetch, flow
 from unflicker.functional import (
     box_mean,
+    doubled,
     finite_pixels,
     flow_to,
     gradient,
@@ -39,6 +40,7 @@ from unflicker.functional import (
     positive,
     resize,
     resize_mask,
+    value_range,
 )
 from unflicker.guide import Guide
 from unflicker.recovery import BANDS, MARKS, fresh_recovery, recover
@@ -121,6 +123,7 @@ class Aligned(Stabilizer):
                 raise InputError(f"Aligned has no {name} {value!r}; {nearest(str(value), known)}")
         self.signal, self.evidence, self.flow, self.preset, self.flow_on = signal, evidence, flow, preset, flow_on
         self.recover, self.learned, self.judge = recover, learned, None
+        self.needs_noise = recover
 
     def build(self, channels: int, layout: Layout, context_channels: tuple[int, ...]) -> None:
         super().build(channels, layout, context_channels)
@@ -243,7 +246,7 @@ class Aligned(Stabilizer):
             odds = torch.where(valid, odds, n)
         weight = odds * strength / (odds * strength + 1)
         following = {
-            "evidence": _counted(odds, strength, valid),
+            "evidence": counted(odds, strength, valid),
             "noise": noise * (n > 0).any(2, True),
         }
         return torch.lerp(y, past, weight), None, n > 0, following
@@ -379,10 +382,10 @@ class Aligned(Stabilizer):
             following["input"] = own["input"]
             following |= under("detail", part(own, "detail"))
         everywhere = not torch.compiler.is_compiling() and bool(count.amin() > 0)
-        seen = count[..., :1, :1] > 0 if everywhere else _double(count > 0, size)
+        seen = count[..., :1, :1] > 0 if everywhere else doubled(count > 0, size)
         have = n.amax((2, 3), keepdim=True) > 0
         following |= {
-            "evidence": _counted(odds, strength, known),
+            "evidence": counted(odds, strength, known),
             "noise": noise * have,
             "moved": goes,
         }
@@ -434,15 +437,7 @@ class Aligned(Stabilizer):
         if self.signal == "logits":
             return zero, one
         if self.signal == "image":
-            if not torch.compiler.is_compiling() and all(
-                bool(each.amin() > -0.5) and bool(each.amax() < 1.5) for each in (bright, bright_past)
-            ):
-                return zero, one
-            both = torch.stack([bright, bright_past], 1).flatten(2)
-            both = both[..., :: max(1, both.shape[-1] // 512)].flatten(1).sort(1).values  # outliers are no other range
-            low, high = (both[:, round(at * (both.shape[1] - 1))].view(-1, 1, 1, 1) for at in (0.01, 0.99))
-            usual = (low > -0.5) & (high < 1.5) | (high <= low)
-            return torch.where(usual, zero, low), torch.where(usual, one, high - low)
+            return value_range(bright, bright_past)
         spread = 1.25 * (bright - bright.mean((2, 3), keepdim=True)).abs().mean((2, 3), keepdim=True)
         return zero, torch.where(spread > TINY, spread, one)
 
@@ -456,17 +451,6 @@ class Aligned(Stabilizer):
         return noise + torch.minimum(steep * edges, most)
 
 
-def _counted(odds: Tensor, strength: Tensor, known: Tensor | None) -> Tensor:
-    """Return the evidence of a mean of `odds` frames, weighted `strength`-fold, and one more where it is known.
-
-    It is the number of frames whose plain mean would be as good; at strength 1 that is odds + 1.
-    """
-    counted = (odds * strength + 1).square() / (odds * strength.square() + 1)
-    if known is not None:
-        counted = torch.where(known, counted, odds)
-    return counted.clamp_max(LONGEST)
-
-
 def _classes(logits: Tensor) -> Tensor:
     """Bring logits to where squared distance is (four times) Hellinger's, about twice the KL divergence.
 
@@ -475,8 +459,3 @@ def _classes(logits: Tensor) -> Tensor:
     if logits.shape[1] == 1:
         logits = torch.cat([logits, torch.zeros_like(logits)], 1)
     return 2 * logits.softmax(1).sqrt()
-
-
-def _double(small: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bring a mask at half size back to full size."""
-    return F.interpolate(small.float(), scale_factor=2.0, mode="nearest")[..., : size[0], : size[1]] > 0

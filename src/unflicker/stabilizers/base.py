@@ -33,6 +33,8 @@ class Stabilizer(nn.Module):
     uses_controller = False
     uses_guide = False
     """Whether `forward` is given the `Guide` of the frame."""
+    needs_noise = False
+    """Whether that guide must be the frame as it came, though a stabilizer at the network's input changed it."""
 
     def __init__(self, layout: Layout = "auto") -> None:
         super().__init__()
