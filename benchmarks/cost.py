@@ -1,11 +1,12 @@
-"""What the forms of Aligned add to the time of the bundled denoiser. Prints a table, then JSON.
+"""What the forms of Aligned, and Merged, add to the time of the bundled denoiser. Prints a table, then JSON.
 
     python benchmarks/cost.py [--sizes 424x240 1280x720] [--frames 16] [--threads 1]
 
-A noisy demo clip (0.1, seed 0). "warm" is the stabilizer by itself on the network's outputs, frame after frame;
-"behind" is the same right after the network has run and emptied the caches. Each is the least over the frames, beside
-the least of the network alone in the same run. Flow is "fast" DIS but for what says otherwise. Beside it at each size:
-one bicubic fetch of the frame and one flow at half size, which is what the rule is made of.
+A noisy demo clip (0.1, seed 0). "warm" is the stabilizer by itself, frame after frame, on the network's outputs or, if
+it is `Merged`, on its inputs; "behind" is the same right after the network has run and emptied the caches. Each is the
+least over the frames, beside the least of the network alone in the same run. Flow is "fast" DIS but for what says
+otherwise. Beside it at each size: one bicubic fetch of the frame and one flow at half size, which is what the rule is
+made of.
 """
 
 from __future__ import annotations
@@ -19,21 +20,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unflicker import Aligned, stabilize
+from unflicker import Aligned, Merged, stabilize
 from unflicker.cli import tune_process
 from unflicker.corruptions.noise import gaussian_noise
 from unflicker.data.synthetic import demo_clip
 from unflicker.flow import fetch, flow
 from unflicker.functional import half, luma
+from unflicker.stabilizers import Stabilizer
 from unflicker.tasks import load_network
 
-FORMS: dict[str, Callable[[], Aligned]] = {
+FORMS: dict[str, Callable[[], Stabilizer]] = {
     "one source": lambda: Aligned(preset="fast", evidence="output"),
     "both sources": lambda: Aligned(preset="fast"),
     "both, medium flow (the default)": Aligned,
     "both, torch flow": lambda: Aligned(flow="torch"),
     "recover": lambda: Aligned(preset="fast", recover=True),
     "trained tier": lambda: Aligned(preset="fast", recover=True, learned=True),
+    "merged": lambda: Merged(preset="fast"),
 }
 WARM_UP = 4  # frames
 
@@ -66,10 +69,9 @@ def measure(height: int, width: int, frames: int) -> dict[str, dict[str, float]]
     noisy, network = gaussian_noise(clip, 0.1, seed=0), load_network("denoise")
     outputs = torch.cat([network(frame[None]) for frame in noisy])
     rows = {"network alone": {"warm": least(lambda t: network(noisy[t : t + 1]), frames)}}
-    models = {name: stabilize(nn.Identity(), {"": make()}, example=outputs[:1]) for name, make in FORMS.items()}
-    for name, model in models.items():
-        rows[name] = {"warm": least(Stream(model, outputs, noisy), frames)}
-    streams = {name: Stream(model, outputs, noisy) for name, model in models.items()}
+    for name, make in FORMS.items():
+        rows[name] = {"warm": least(Stream(make(), outputs, noisy), frames)}
+    streams = {name: Stream(make(), outputs, noisy) for name, make in FORMS.items()}
     behind: dict[str, list[float]] = {name: [] for name in streams}
     for t in range(frames):
         for name, stream in streams.items():
@@ -85,14 +87,16 @@ def measure(height: int, width: int, frames: int) -> dict[str, dict[str, float]]
 
 
 class Stream:
-    """A model on kept outputs of the network, a frame at a time."""
+    """A stabilizer on kept outputs of the network, or on its inputs if it is for those, a frame at a time."""
 
-    def __init__(self, model: Callable[..., tuple[Tensor, Any]], outputs: Tensor, guide: Tensor) -> None:
-        self.model, self.outputs, self.guide, self.state = model, outputs, guide, None
+    def __init__(self, stabilizer: Stabilizer, outputs: Tensor, guide: Tensor) -> None:
+        before = isinstance(stabilizer, Merged)
+        self.frames, self.guide, self.state = guide if before else outputs, guide, None
+        self.model = stabilize(nn.Identity(), {"in:" if before else "": stabilizer}, example=outputs[:1])
 
     def __call__(self, t: int) -> None:
         now = slice(t, t + 1)
-        _, self.state = self.model(self.outputs[now], self.state, guide=self.guide[now])
+        _, self.state = self.model(self.frames[now], self.state, guide=self.guide[now])
 
 
 def timed(step: Callable[[int], Any], t: int) -> float:

@@ -37,9 +37,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from front_methods import CONDITIONS, METHODS, SEED, SIZE, Condition, Method, Scene, Stream, filtered, load, train
+from front_methods import (
+    CONDITIONS,
+    METHODS,
+    SEED,
+    SIZE,
+    Colours,
+    Condition,
+    Method,
+    Scene,
+    Stream,
+    filtered,
+    load,
+    train,
+    train_colours,
+)
 from front_report import write_report
-from torch import Tensor
+from safetensors.torch import load_file
+from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -75,6 +90,17 @@ class Run:
 
     def adapter(self, condition: str, method: str) -> Path:
         return self.out / "adapters" / condition / method
+
+    @property
+    def colours(self) -> Path:
+        return self.out / "colours.safetensors"
+
+    def network(self, condition: Condition) -> nn.Module | None:
+        if condition.colours:
+            network = Colours().eval()
+            network.load_state_dict(load_file(str(self.colours)))
+            return network
+        return None if condition.task is None else load_network(condition.task)
 
     def length(self, method: Method) -> int | None:
         limits = [limit for limit in (self.frames, method.frames) if limit is not None]
@@ -115,8 +141,8 @@ def run_clip(run: Run, name: str, video: Path, names: list[str]) -> str:
     scene = condition.scene(read_clip(video, size=SIZE, frames=run.frames).float() / 255)
     with torch.inference_mode():
         base = scene.flickering
-        if condition.task is not None:
-            network = load_network(condition.task)
+        network = run.network(condition)
+        if network is not None:
             base = torch.stack([network(frame[None])[0] for frame in base])
     references: dict[int, tuple[Truth, Numbers]] = {}
     failures = []
@@ -151,6 +177,12 @@ def run_training(run: Run, condition: str, method: str) -> str:
     start = time.time()
     train(METHODS[method], CONDITIONS[condition], list(run.training), run.steps, run.adapter(condition, method))
     return f"trained {method} for {condition}, {time.time() - start:.0f} s"
+
+
+def run_colours(run: Run, *_: str) -> str:
+    start = time.time()
+    train_colours(list(run.training), run.colours)
+    return f"trained a network that colours, {time.time() - start:.0f} s"
 
 
 def write(path: Path, content: object) -> None:
@@ -226,7 +258,8 @@ def _peak(profiler: profile) -> int:
 
 def jobs(arguments: argparse.Namespace, run: Run, videos: list[Path], methods: list[Method]) -> Iterator[list[Job]]:
     """What is left to be done, in two rounds of (function, arguments): training, then clips; the longest first."""
-    yield [
+    colours = any(CONDITIONS[name].colours for name in arguments.conditions) and not run.colours.exists()
+    yield [(run_colours, run, "colour", "all clips")] * colours + [
         (run_training, run, name, method.name)
         for method in reversed(methods)
         for name in arguments.conditions

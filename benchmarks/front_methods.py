@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -10,13 +11,18 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from unflicker import Controller, StabilizedModel, load_adapter, save_adapter, stabilize
 from unflicker.corruptions import ClaheFlicker, ToneJitter, gaussian_noise, parse
 from unflicker.data.base import FileVideo, Recording
+from unflicker.data.cache import cached
+from unflicker.data.camera import to_lab, to_rgb
 from unflicker.data.clips import ClipDataset
 from unflicker.data.clips import load as load_clips
+from unflicker.functional import luma
+from unflicker.networks.colorization import ColorizationAutoencoder
 from unflicker.stabilizers import EMA, Aligned, Controlled, Gaussian, LearnedEMA, Spatial, Stabilizer
 from unflicker.state import State
 from unflicker.tasks import TASKS, load_network, load_task
@@ -25,6 +31,7 @@ from unflicker.training import fit
 SIZE = (192, 320)
 SEED = 1
 EXAMPLE = torch.zeros(1, 3, *SIZE)
+COLOUR_STEPS = 1500
 STEADY_CLAHE = ClaheFlicker(limit=(1.75, 1.75), tiles=(4, 4))
 
 # --- conditions -------------------------------------------------------------------------------------------------------
@@ -49,12 +56,14 @@ class Condition:
     name: str
     says: str
     task: str | None = None
-    """The network that flickers; None if the video flickers by itself."""
+    """The task whose network flickers; None if the video flickers by itself or is coloured."""
     sigma: float = 0.0
     corruption: str = ""
     fade: bool = False
     lamp: bool = False
     """The flickering video is all there is: no steady input vouches for it."""
+    colours: bool = False
+    """A network that was trained here gives colour to grey frames, to each anew."""
 
     def degrade(self, clean: Tensor, seed: int) -> Tensor:
         """Noise first, then the corruption; clips (T, C, H, W) or (B, T, C, H, W)."""
@@ -67,11 +76,52 @@ class Condition:
             ramp = 0.2 + 0.8 * torch.linspace(-1, 1, len(clean)).abs()
             clean = clean * ramp[:, None, None, None]
         flickering = self.degrade(clean, SEED)
+        if self.colours:
+            grey = luma(clean).expand_as(clean)
+            return Scene(clean, grey, grey, None)
         if self.task is not None:
             mask = arrived(flickering) if "drop" in self.corruption else None
             return Scene(clean, flickering, flickering, mask)
         truth = STEADY_CLAHE(clean) if self.corruption.startswith(ClaheFlicker.name) else clean
         return Scene(truth, flickering, flickering if self.lamp else clean, None)
+
+
+class Colours(nn.Module):
+    """Gives colour to grey frames (B, 3, H, W) in [0, 1]; what it returns is as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = ColorizationAutoencoder()
+
+    def forward(self, x: Tensor) -> Tensor:
+        lightness, _ = to_lab(x)
+        return to_rgb(lightness, self.net(lightness)).clamp(0, 1)
+
+
+def train_colours(videos: list[Path], file: Path) -> None:
+    """Train `Colours` on frames of a few videos, which is little: its colours are often wrong, and never steady."""
+    torch.manual_seed(SEED)
+    network = Colours().train()
+    nn.init.constant_(network.net.decoder[-2][1].weight, 0.1)  # about how far colours are from grey
+    recordings = [Recording(FileVideo(video)) for video in videos]
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, COLOUR_STEPS)
+    with tempfile.TemporaryDirectory() as decoded:
+        dataset = ClipDataset(
+            cached(recordings, decoded, limit_gib=8), length=1, crop=128, scales=(1.0, 0.6, 0.4), seed=SEED
+        )
+        for step, clips in enumerate(load_clips(dataset, batch=8, steps=COLOUR_STEPS), start=1):
+            lightness, colour = to_lab(clips["target"].squeeze(1))
+            loss = F.mse_loss(network.net(lightness), colour)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            if step % 500 == 0:
+                print(f"  colours, step {step}: loss {loss.item():.5f}", flush=True)
+    part = file.with_name(f"{file.name}.part")
+    save_file(network.state_dict(), part)
+    part.replace(file)
 
 
 def arrived(clip: Tensor, block: int = 8) -> Tensor:
@@ -95,6 +145,7 @@ CONDITIONS = {
         Condition("field", "a smooth gain field jitters; the input is steady", corruption="field_jitter"),
         Condition("clahe", "local equalisation jitters; the input is steady", corruption="clahe_flicker"),
         Condition("tone-in-fade", "tone jitter while the truth fades out and in", corruption=TONE, fade=True),
+        Condition("colour", "a network colours grey frames, each anew; the input is steady", colours=True),
         Condition("lamp", "tone jitter, and no steady input to go by", corruption=TONE, lamp=True),
         Condition("clean", "nothing is wrong"),
         Condition("clean-fade", "nothing is wrong: a true fade out and in", fade=True),
@@ -118,7 +169,7 @@ class Method:
     """Stabilizers inside the denoiser, trained for each condition."""
     rate: float = 0.0
     adapter: str = ""
-    """A trained adapter that comes with the task."""
+    """One of the task's adapters."""
     filters: tuple[tuple[str, str], ...] = ()
     """FFmpeg filters with their options, on the base's output."""
     late: int = 0
@@ -213,6 +264,7 @@ METHODS = {
             output=lambda: Aligned(recover=True),
             only=DENOISED,
         ),
+        Method("merged", "Merged: frames averaged before the network", adapter="merged"),
         Method("aligned-output", "Aligned, evidence of the output alone", output=lambda: Aligned(evidence="output")),
         Method("aligned-torch", "Aligned, flow in torch", output=lambda: Aligned(flow="torch")),
         Method("aligned-mask", "Aligned, told what did not arrive", output=Aligned, masked=True),

@@ -31,6 +31,7 @@ FAMILIES = {  # colours that stay apart for the colour-blind, and a mark each
     "deflicker": ("#BBBBBB", ">", "FFmpeg deflicker"),
     "aligned": ("#009E73", "*", "Aligned"),
     "aligned-recover": ("#7B3FA0", "*", "Aligned, detail recovered"),
+    "merged": ("#D62728", "*", "Merged"),
     "aligned-output": ("#00C896", "h", "Aligned, output alone"),
     "aligned-torch": ("#005F46", "p", "Aligned, flow in torch"),
     "aligned-learned": ("#D55E00", "*", "Aligned, trained"),

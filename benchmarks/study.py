@@ -22,7 +22,7 @@ from unflicker.evaluation import Method, evaluate
 from unflicker.experiments import open_sets, train, with_adapter
 from unflicker.recipes import Recipe, load_recipe
 from unflicker.stabilizers import EMA, Gaussian
-from unflicker.tasks import paper_plan
+from unflicker.tasks import TASKS, paper_plan
 
 CLIPS = Path(__file__).with_name("clips.yaml")
 STUDIES = {"denoise-0.1": "denoise-0.1-small", "denoise-0.6": "denoise-0.6-small", "enhance": "enhance-moderate-small"}
@@ -91,9 +91,9 @@ def untrained(plain: Recipe) -> Iterator[tuple[str, Method]]:
         yield f"simple-fixed {beta:g}", Method(stabilize(base, plan, example=example))
     for strength in (0.5, 1.0, 2.0):
         yield f"aligned {strength:g}", Method(with_adapter(plain, base, "aligned"), strength)
-    if plain.base.network != "enhance":
-        yield "aligned-recover 1", Method(with_adapter(plain, base, "aligned-recover"))
-    yield "aligned-learned 1", Method(with_adapter(plain, base, "aligned-learned"))
+    for name in ("aligned-recover", "aligned-learned", "merged"):
+        if name in TASKS[str(plain.base.network)].adapters:
+            yield f"{name} 1", Method(with_adapter(plain, base, name))
 
 
 def measure(each: Recipe, name: str, method: Method, out: Path, frames: int) -> None:

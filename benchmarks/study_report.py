@@ -106,7 +106,7 @@ PAPER: dict[str, dict[str, tuple[float, float]]] = {
 }
 ORDER = (
     *("output-fixed", "gaussian", "simple-fixed", "learned", "controlled", "spatial"),
-    *("aligned", "aligned-recover", "aligned-learned"),
+    *("aligned", "aligned-recover", "aligned-learned", "merged"),
 )
 
 

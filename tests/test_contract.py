@@ -128,7 +128,7 @@ def test_batch_of_streams_is_separate_streams(build, conv_net, clip, stream):
     for i in range(2):
         alone, alone_state = stream(model, clip[i : i + 1])
         close(y[i : i + 1], alone, rtol=0, atol=1e-5)
-        close(states.select(state, [i]), alone_state, rtol=0, atol=1e-5)
+        close(states.select(state, [i]), alone_state, rtol=1e-5, atol=1e-5)  # evidence counts up to 8
 
 
 @torch.no_grad()
@@ -640,7 +640,9 @@ def test_guide_replaces_the_frames(build, kind, exact_net, clip):
     y, _ = model(clip)
     same(model(clip, guide=clip)[0], y)
     guided, _ = model(clip, guide=clip.flip(4) * 3)
-    listens = bool(model.controllers) or any(each.uses_guide for each in model.stabilizers.values())
+    # What is merged asks it for nothing but what did not arrive.
+    looks = any(each.uses_guide and each.kind != "merged" for each in model.stabilizers.values())
+    listens = bool(model.controllers) or looks
     assert torch.equal(guided, y) == (not listens)
 
 

@@ -100,9 +100,10 @@ def run(
     adapter: Annotated[
         str,
         typer.Option(
-            help="aligned, aligned-recover (for denoisers: gives back detail that was taken for noise), ema, none (the "
-            "network alone); for denoise, denoise-heavy, enhance, depth and segment also aligned-learned (their "
-            "default), for denoise spatial and learned-ema; or a folder of yours.",
+            help="aligned, ema, none (the network alone); for denoisers aligned-recover (gives back detail that was "
+            "taken for noise) and merged (averages frames before the network; the default of denoise-heavy); for "
+            "denoise, enhance, depth and segment aligned-learned (their default), for denoise spatial and learned-ema; "
+            "or a folder of yours.",
             show_default=False,
         ),
     ] = "default",

@@ -26,6 +26,8 @@ AMPLIFIED = 8  # times, for what was changed
 RAMP = ((0.27, 0.0, 0.33), (0.23, 0.32, 0.55), (0.13, 0.57, 0.55), (0.37, 0.79, 0.38), (0.99, 0.91, 0.14))
 STATIC, MOVED, NOTHING = (0.12, 0.47, 0.95), (1.0, 0.58, 0.05), (0.87, 0.1, 0.35)
 
+EXPLAINED = ("output", "input")  # the first of them that keeps evidence
+
 Swatches = tuple[tuple[tuple[float, float, float], str], ...]
 
 
@@ -42,18 +44,18 @@ def explain_path(destination: str | Path) -> str:
 
 
 def check_explains(model: StabilizedModel) -> None:
-    """See that a model keeps evidence for its network's output, of every place in the frame.
+    """See that a model keeps evidence for its network's output or input, of every place in the frame.
 
     Raises:
         InputError: it does not.
 
     >>> check_explains(StabilizedModel(torch.nn.Identity(), {}, (), (3, 8, 8)))
     Traceback (most recent call last):
-    unflicker.checks.InputError: There is nothing to explain: this adapter keeps no evidence for the network's output, \
-as "aligned" does.
+    unflicker.checks.InputError: There is nothing to explain: this adapter keeps no evidence for the network's output \
+or input, as "aligned" and "merged" do.
     """
     for key, place in model.places.items():
-        if key.partition("::")[0] == "output":
+        if key.partition("::")[0] in EXPLAINED:
             kept = model.stabilizers[key].fresh(torch.zeros(1, place.channels, 2, 2))
             if {"evidence", "moved"} <= kept.keys():
                 return
@@ -63,7 +65,8 @@ as "aligned" does.
                     f"it is one {place.layout} for all of the frame; leave it out."
                 )
     raise InputError(
-        'There is nothing to explain: this adapter keeps no evidence for the network\'s output, as "aligned" does.'
+        "There is nothing to explain: this adapter keeps no evidence for the network's output or input, as "
+        '"aligned" and "merged" do.'
     )
 
 
@@ -104,7 +107,7 @@ def explain_frame(result: Tensor, base: Tensor, state: State) -> Tensor:
     if result.shape[-1] != width:
         result, base = half(result), half(base)
     result, base = (each.float().cpu() for each in (result, base))
-    evidence, moved = (_kept(state, name).float().cpu() for name in ("evidence", "moved"))
+    evidence, moved = (each.float().cpu() for each in _kept(state))
     # Evidence counts the present as well: what is above 1 are the odds of the past.
     origin = torch.where(
         evidence - 1 < TRUSTED, _colour(NOTHING), torch.where(moved > 0.5, _colour(MOVED), _colour(STATIC))
@@ -119,9 +122,15 @@ def explain_frame(result: Tensor, base: Tensor, state: State) -> Tensor:
     return canvas
 
 
-def _kept(state: State, name: str) -> Tensor:
-    """What the stabilizer of the output keeps under a name, be the output a tensor or an entry, as "::depth"."""
-    return next(value for key, value in state.items() if key.startswith("output") and key.endswith(f"/{name}"))
+def _kept(state: State) -> tuple[Tensor, Tensor]:
+    """Evidence and what moved, of the output, be it a tensor or an entry, as "::depth"; else of the input."""
+    places = sorted((key.removesuffix("/moved") for key in state if key.endswith("/moved")), key=_rank)
+    return state[f"{places[0]}/evidence"], state[f"{places[0]}/moved"]
+
+
+def _rank(place: str) -> int:
+    name = place.partition("::")[0]
+    return EXPLAINED.index(name) if name in EXPLAINED else len(EXPLAINED)
 
 
 def _panel(height: int, width: int) -> tuple[int, int]:

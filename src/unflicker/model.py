@@ -175,8 +175,8 @@ class StabilizedModel(nn.Module):
             reset: which streams start afresh before this frame: bool, (B,), or (B, T) for single frames of a clip.
             strength: multiplies the odds of the past: 0 is the base alone, 1 as trained, 2 stronger; number, (B,),
                 or (B, T).
-            guide: what vouches for the output, shaped as x; the controller looks at it. Unless given it is x, or for
-                `Aligned` what the network sees of it where `Merged` or an average at "in:" changes that.
+            guide: what vouches for the output, shaped as x; the controller looks at it. Unless given it is x, for
+                `Aligned` what the network sees of it where a stabilizer at "in:" changes that.
             mask: (B, 1, H, W) or (B, T, 1, H, W), 0 where the input is not valid: the past stands in there.
 
         Returns:
@@ -199,8 +199,7 @@ class StabilizedModel(nn.Module):
             try:
                 if "input" in self.places:
                     folded = self._stabilized("input", folded)
-                    if guide is None and self._watches_input:
-                        self._watch(call, folded.unflatten(0, (call.streams, call.frames)))
+                    self._watch_for_others(call, x, folded.detach(), guide)
                 y = self.base(folded)
                 for key, place in self.places.items():
                     if not place.address.layer and not place.address.is_input:
@@ -350,19 +349,24 @@ class StabilizedModel(nn.Module):
             seen = (x if guide is None else guide).view(streams, frames, *x.shape[-3:])
             if self.controllers:
                 self._look(call, seen)
-            if any(each.uses_guide for each in self.stabilizers.values()) and not (
-                guide is None and self._watches_input
-            ):
-                self._watch(call, seen)
+            if "input" not in self.places:
+                if any(stabilizer.uses_guide for stabilizer in self.stabilizers.values()):
+                    self._watch(call, seen, "guide")
+            elif self.stabilizers["input"].uses_guide:
+                own = x if self.stabilizers["input"].guided_by_frame else seen
+                self._watch(call, own.view(seen.shape), "frame")
         return call
 
-    @property
-    def _watches_input(self) -> bool:
-        """Whether the guide, unless one is given, is what a stabilizer makes of the network's input."""
-        if "input" not in self.places or self.stabilizers["input"].uses_guide:
-            return False
-        others = self.stabilizers.values()
-        return any(each.uses_guide for each in others) and not any(each.needs_noise for each in others)
+    def _watch_for_others(self, call: _Call, x: Tensor, changed: Tensor, guide: Tensor | None) -> None:
+        """Make the guide of all stabilizers but that of the input, whose result it is unless one is given."""
+        others = [each for name, each in self.stabilizers.items() if name != "input"]
+        if not any(each.uses_guide for each in others):
+            return
+        if guide is None:
+            guide = x if any(each.needs_noise for each in others) else changed
+        # What was filled at the input has not arrived for all that.
+        arrived = None if all(each.whole for each in call.guides) else torch.stack([g.valid for g in call.guides], 1)
+        self._watch(call, guide.view(call.streams, call.frames, *x.shape[-3:]), "guide", arrived)
 
     def _look(self, call: _Call, x: Tensor) -> None:
         own = [
@@ -382,17 +386,19 @@ class StabilizedModel(nn.Module):
         for i in range(len(own)):
             call.following |= under(f"controller{i}", own[i])
 
-    def _watch(self, call: _Call, x: Tensor) -> None:
+    def _watch(self, call: _Call, x: Tensor, name: str, mask: Tensor | None = None) -> None:
         """Put each frame of the guide beside the one before."""
-        own = part(call.state, "guide") or Guide.fresh(x[:, 0])
-        if call.state and not part(call.state, "guide"):
+        mask = call.mask if mask is None else mask.to(x)
+        own = part(call.state, name) or Guide.fresh(x[:, 0])
+        if call.state and not part(call.state, name):
             raise InputError("The state comes from another model: it holds nothing of the guide.")
+        call.guides.clear()
         for t in range(call.frames):
             if call.reset is not None:
                 own = restart(own, call.reset[:, t])
-            call.guides.append(Guide(x[:, t], own, None if call.mask is None else call.mask[:, t]))
+            call.guides.append(Guide(x[:, t], own, None if mask is None else mask[:, t]))
             own = call.guides[-1].following
-        call.following |= under("guide", own)
+        call.following |= under(name, own)
 
     def _context_at(self, call: _Call, t: int, size: tuple[int, int] | None) -> tuple[Tensor, ...]:
         if (t, size) not in call.resized:  # layers of one size share it

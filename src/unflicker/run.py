@@ -321,12 +321,13 @@ def _infer(
     try:
         for frame, beside, cut in moments:
             x = frame.data[None].to(first)
-            guide = x if beside is None else beside[None].to(first)
+            guide = None if beside is None else beside[None].to(first)
             mask = None
-            if not bool(torch.isfinite(x.sum()) & torch.isfinite(x.sum() if beside is None else guide.sum())):
+            if not all(bool(torch.isfinite(each.sum())) for each in (x, guide) if each is not None):
                 # A value that is no number would spread through the network's pooling to the whole frame.
-                known = (torch.isfinite(x) & torch.isfinite(guide)).all(1, keepdim=True)
-                x, guide, mask = torch.where(known, x, 0), torch.where(known, guide, 0), known.to(x.dtype)
+                known = torch.isfinite(x if guide is None else x + guide).all(1, keepdim=True)
+                x, mask = torch.where(known, x, 0), known.to(x.dtype)
+                guide = None if guide is None else torch.where(known, guide, 0)
             passing.clear()
             with torch.inference_mode():
                 y, state = model(x, state, reset=cut, strength=strength, guide=guide, mask=mask)

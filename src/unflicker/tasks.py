@@ -29,13 +29,13 @@ from unflicker.networks.nafnet import NAFNet
 from unflicker.networks.unet import UNet
 from unflicker.outputs import main_entry, main_tensor, run_once
 from unflicker.plans import Plan
-from unflicker.stabilizers import EMA, Aligned, Controlled, Layout, Spatial, Stabilizer
+from unflicker.stabilizers import EMA, Aligned, Controlled, Layout, Merged, Spatial, Stabilizer
 from unflicker.stabilizers.aligned import Signal
 
 WEIGHTS = Path(__file__).parent / "weights"
 # Adapters that need no training, for every task, and for denoisers; "none" passes the network through.
 BUILT_IN = ("aligned", "ema", "none")
-RECOVERS = "aligned-recover"
+FOR_DENOISERS = ("aligned-recover", "merged")
 PRESETS = ("paper",)
 SIGNALS: dict[Kind, Signal] = {"pictures": "image", "own depth": "depth", "labels": "logits", "classes": "logits"}
 
@@ -53,14 +53,15 @@ class Task:
     """Adapters in the package, besides those of `BUILT_IN` that every task has."""
     default: str = "aligned"
     denoises: bool = False
-    """Whether the picture is to be what the input is without its noise, so that detail can be recovered from it."""
+    """Whether the picture is to be what the input is without its noise: detail can be recovered from the input, and
+    averages of it can stand for it."""
     weights: bool = True
     """Whether the network has weights in the package."""
 
     @property
     def adapters(self) -> tuple[str, ...]:
         """The names that `load_task` takes, "none" last."""
-        return (*self.trained, *((RECOVERS,) if self.denoises else ()), *BUILT_IN)
+        return (*self.trained, *(FOR_DENOISERS if self.denoises else ()), *BUILT_IN)
 
 
 def _styled() -> nn.Module:
@@ -71,9 +72,10 @@ def _styled() -> nn.Module:
 
 
 SMALL_NAFNET = partial(NAFNet, width=16, encoder_blocks=(1, 1, 2), middle_blocks=2, decoder_blocks=(1, 1, 1))
-# denoise: Gaussian noise of unknown strength up to 0.2 (51 of 255); denoise-heavy: 0.6 (153 of 255); enhance: HDRNet,
-# details brought out; depth: disparity up to scale and shift; segment: the classes of `unflicker.data.scenes.CLASSES`;
-# style and classify: published weights alone; none: the video as it is, to take its own flicker out.
+# denoise: Gaussian noise of unknown strength up to 0.2 (51 of 255); denoise-heavy: of 0.6 (153 of 255), and averages
+# of such frames; enhance: HDRNet, details brought out; depth: disparity up to scale and shift; segment: the
+# classes of `unflicker.data.scenes.CLASSES`; style and classify: published weights alone; none: the video as it is, to
+# take its own flicker out.
 TASKS = {
     task.name: task
     for task in (
@@ -84,7 +86,7 @@ TASKS = {
             default="aligned-learned",
             denoises=True,
         ),
-        Task("denoise-heavy", SMALL_NAFNET, trained=("aligned-learned",), default="aligned-learned", denoises=True),
+        Task("denoise-heavy", SMALL_NAFNET, default="merged", denoises=True),
         Task(
             "enhance",
             HDRNet,
@@ -199,8 +201,9 @@ def add_adapter(
 
     Args:
         network: takes frames (B, 3, H, W) in [0, 1].
-        adapter: "default", which is the task's, else "aligned"; "aligned", "aligned-recover" (for a denoiser), "ema" or
-            "none"; the name of one trained for the task; or the folder of one saved with `save_adapter`.
+        adapter: "default", which is the task's, else "aligned"; "aligned", "ema" or "none"; for a denoiser
+            "aligned-recover" and, if it takes averages of frames, "merged"; the name of one trained for the task; or
+            the folder of one saved with `save_adapter`.
         task: the task whose network this is; None for a network of yours.
         example: a frame that the network can take; (1, 3, 64, 64) unless given.
 
@@ -211,7 +214,7 @@ def add_adapter(
     ['output']
     """
     found = TASKS[task] if task is not None else None
-    known = found.adapters if found is not None else (RECOVERS, *BUILT_IN)
+    known = found.adapters if found is not None else (*FOR_DENOISERS, *BUILT_IN)
     chosen = adapter
     if adapter == "default":
         chosen = found.default if found is not None else "aligned"
@@ -233,12 +236,14 @@ def add_adapter(
     example = torch.zeros(1, 3, 64, 64) if example is None else example
     if chosen == "none":
         return StabilizedModel(network, {}, (), tuple(example.shape[1:]))
+    if chosen == "merged":
+        return stabilize(network, {"in:": Merged()}, example=example)
     entry, signal = "", found.signal if found is not None else None
     if signal is None:  # a network of yours may return a tuple or a dict
         output = run_once(network, example)
         entry = main_entry(output, example)
         signal = SIGNALS[output_kinds(main_tensor(output, example))[0]]
-    stabilizer = EMA(0.2) if chosen == "ema" else Aligned(signal=signal, recover=chosen == RECOVERS)
+    stabilizer = EMA(0.2) if chosen == "ema" else Aligned(signal=signal, recover=chosen == "aligned-recover")
     return stabilize(network, {entry: stabilizer}, example=example)
 
 

@@ -28,7 +28,6 @@ from unflicker.flow import METHODS, PRESETS, Flow, enlarge, fetch, flow
 from unflicker.functional import (
     box_mean,
     doubled,
-    finite_pixels,
     flow_to,
     gradient,
     half,
@@ -39,12 +38,11 @@ from unflicker.functional import (
     noise_level,
     positive,
     resize,
-    resize_mask,
     value_range,
 )
 from unflicker.guide import Guide
 from unflicker.recovery import BANDS, MARKS, fresh_recovery, recover
-from unflicker.stabilizers.base import Layout, Stabilizer
+from unflicker.stabilizers.base import Layout, Stabilizer, believed
 from unflicker.state import State, part, under
 
 Signal = Literal["auto", "image", "depth", "logits", "map"]
@@ -204,7 +202,7 @@ class Aligned(Stabilizer):
         """
         dtype = torch.promote_types(z.dtype, torch.float32)
         own = {name: value.to(dtype) for name, value in state.items()}
-        valid = self._valid(z, guide, mask)
+        valid = believed(z, guide, mask, (z.shape[-2], z.shape[-1]) if self._is_map else (1, 1))
         present = z.to(dtype) if valid is None else torch.where(valid, z.to(dtype), own["past"])
         step = self._along_motion if self._is_map else self._in_place
         blended, detail, seen, following = step(present, valid, own, strength.to(dtype), guide)
@@ -218,18 +216,6 @@ class Aligned(Stabilizer):
         past, result = (torch.where(active & torch.isfinite(each), each, present) for each in (blended, shown))
         passed = result.to(z.dtype) if valid is None else torch.where(valid | active, result.to(z.dtype), z)
         return passed, {"past": past.to(z.dtype), **following}  # not the same tensor: what follows may work in place
-
-    def _valid(self, z: Tensor, guide: Guide | None, mask: Tensor | None) -> Tensor | None:
-        """Which pixels of z to believe, (B, 1, H, W); None where a program finds that it is all of them."""
-        size = (z.shape[-2], z.shape[-1]) if self._is_map else (1, 1)
-        if mask is None and (guide is None or guide.whole) and is_finite(z):
-            return None
-        valid = finite_pixels(z)
-        if mask is not None:
-            valid = valid & resize_mask(mask, size)
-        if guide is not None and not guide.whole:
-            valid = valid & resize_mask(guide.valid, size)
-        return None if not torch.compiler.is_compiling() and bool(valid.all()) else valid
 
     def _in_place(
         self, y: Tensor, valid: Tensor | None, own: State, strength: Tensor, guide: Guide | None

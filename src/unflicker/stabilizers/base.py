@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from unflicker.checks import InputError, nearest
-from unflicker.functional import finite_pixels, resize_mask
+from unflicker.functional import finite_pixels, is_finite, resize_mask
 from unflicker.guide import Guide
 from unflicker.state import State
 
@@ -33,8 +33,10 @@ class Stabilizer(nn.Module):
     uses_controller = False
     uses_guide = False
     """Whether `forward` is given the `Guide` of the frame."""
+    guided_by_frame = False
+    """At the network's input: whether that guide is the frame itself, though another vouches for the output."""
     needs_noise = False
-    """Whether that guide must be the frame as it came, though a stabilizer at the network's input changed it."""
+    """Elsewhere: whether it must be the frame as it came, though a stabilizer at the network's input changed it."""
 
     def __init__(self, layout: Layout = "auto") -> None:
         super().__init__()
@@ -131,6 +133,25 @@ class Head(nn.Sequential):
             layers += [conv] if last else [conv, nn.LeakyReLU(0.01)]
             inputs = hidden
         super().__init__(*layers)
+
+
+def believed(z: Tensor, guide: Guide | None, mask: Tensor | None, size: tuple[int, int]) -> Tensor | None:
+    """Which pixels of a layer's output to believe, (B, 1, *size); None where a program finds that it is all of them.
+
+    Args:
+        z: (B, C, H, W).
+        guide: of the frame, which knows what did not arrive.
+        mask: (B, 1, H', W'), 0 where the input is not valid.
+        size: that of z, or (1, 1) for what has no place in the frame.
+    """
+    if mask is None and (guide is None or guide.whole) and is_finite(z):
+        return None
+    valid = finite_pixels(z)
+    if mask is not None:
+        valid = valid & resize_mask(mask, size)
+    if guide is not None and not guide.whole:
+        valid = valid & resize_mask(guide.valid, size)
+    return None if not torch.compiler.is_compiling() and bool(valid.all()) else valid
 
 
 def to_map(z: Tensor, layout: Layout) -> Tensor:

@@ -40,6 +40,14 @@ class Chain(Stabilizer):
     def uses_guide(self) -> bool:  # type: ignore[override]
         return any(member.uses_guide for member in self.members)
 
+    @property
+    def guided_by_frame(self) -> bool:  # type: ignore[override]
+        return any(member.guided_by_frame for member in self.members)
+
+    @property
+    def needs_noise(self) -> bool:  # type: ignore[override]
+        return any(member.needs_noise for member in self.members)
+
     def __repr__(self) -> str:
         return f"Chain({', '.join(map(repr, self.members))})"
 
