@@ -31,7 +31,7 @@ WINDOW = 9  # half-size pixels, over which squared differences are averaged
 MOVED = 1.1  # the static hypothesis has no interpolation: it wins unless the moved one is this much better
 DISTRUST = 15.0  # a denoiser takes out most of the noise and none of a displacement: that weighs so much more
 UNLIKE = 0.2  # doubt per squared excess over what noise leaves: many times as much is no chance
-FLOOR = 0.001  # the least noise of a frame, as a standard deviation
+FLOOR = 0.002  # the least noise of a frame, as a standard deviation: half a code value of 8 bits
 
 
 class Merged(Stabilizer):
