@@ -56,7 +56,7 @@ class Merged(Stabilizer):
     >>> from unflicker.model import stabilize
     >>> model = stabilize(torch.nn.Identity(), {"in:": Merged()}, example=torch.zeros(1, 3, 32, 48))
     >>> y, state = model(0.5 + 0.1 * torch.randn(1, 8, 3, 32, 48))
-    >>> bool((y[:, -1] - 0.5).std() < 0.05)
+    >>> bool((y[:, -1] - 0.5).std() < 0.07)
     True
     """
 
