@@ -80,7 +80,7 @@ def to_onnx(model: StabilizedModel, path: str | Path, example: Tensor) -> dict[s
     """
     try:
         import onnx  # noqa: F401
-        import onnxscript  # noqa: F401
+        from onnxscript import ir, optimizer
     except ImportError as error:
         raise InputError(f'Writing ONNX needs {error.name}: pip install "unflicker[export]".') from None
     if not Path(path).absolute().parent.is_dir():
@@ -90,14 +90,26 @@ def to_onnx(model: StabilizedModel, path: str | Path, example: Tensor) -> dict[s
     with evaluating(model), torch.no_grad():
         outputs = list(_outputs(model(example)[0]))
     names = {"inputs": ["frame", "strength", *state], "outputs": [*outputs, *(f"next:{name}" for name in state)]}
-    torch.onnx.export(
+    # What torch would have done besides, matching patterns, takes four times as long and leaves as fast a graph.
+    written = torch.onnx.export(
         program,
-        f=str(path),
         input_names=names["inputs"],
         output_names=names["outputs"],
         verbose=False,
-        external_data=False,
+        optimize=False,
     )
+    assert written is not None  # as with dynamo, which is the default
+    tidy = ir.passes.common
+    tidy.InlinePass()(written.model)
+    for _ in range(2):  # a second time folds what the first laid open
+        optimizer.fold_constants(written.model)
+        optimizer.remove_unused_nodes(written.model)
+    ir.passes.Sequential(
+        tidy.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        tidy.DeduplicateInitializersPass(),
+        tidy.CommonSubexpressionEliminationPass(),
+    )(written.model)
+    written.save(path, external_data=False)
     return names
 
 
