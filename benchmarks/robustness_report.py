@@ -9,6 +9,7 @@ two marks is made of these files alone; a test makes it again and compares.
 from __future__ import annotations
 
 import argparse
+import statistics
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -22,6 +23,7 @@ TITLES = {"enhance": "Enhancement", "depth": "Depth", "segment": "Segmentation"}
 QUALITY = {"enhance": "psnr", "depth": "abs_rel", "segment": "miou"}
 SHOWN = {"psnr": ("PSNR, dB", 2), "abs_rel": ("AbsRel", 3), "miou": ("mIoU", 3)}
 TRAINED = ("aligned-learned", "aligned-spatial")
+ALONE = {"jpeg": "aligned-jpeg"}  # trained for one corruption alone, as all of the paper's are
 STEADIER = 25.0  # per cent: what the trained adapter is to reach under each corruption, with no less accuracy
 # Quality and instability of the base and of the paper's adapter: tables 1 (HDRNet, Depth Anything) and 4 (DeepLab).
 PAPER: dict[str, dict[str, tuple[float, float, float, float]]] = {
@@ -101,7 +103,7 @@ def _table(task: str, found: Mapping[str, Evaluation]) -> list[str]:
     heading, digits = SHOWN[metric]
     first = next(iter(found.values()))
     video = first.videos[0]
-    methods = [name for name in first.overall if name not in (BASE, TRUTH)]
+    methods = list(dict.fromkeys(name for each in found.values() for name in each.overall if name not in (BASE, TRUTH)))
     lines = [
         f"**{TITLES[task]}** ({len(first.videos)} recordings, {first.frames} frames, the first of {video.width}x"
         f"{video.height}). {heading} of the network alone and with each adapter, and the change of instability:",
@@ -113,7 +115,10 @@ def _table(task: str, found: Mapping[str, Evaluation]) -> list[str]:
         base = each.overall[BASE]
         row = [corruption, f"{_number(base[metric]):.{digits}f}"]
         for name in methods:
-            mine = each.overall[name]
+            mine = each.overall.get(name)
+            if mine is None:
+                row.append("")
+                continue
             row.append(f"{_number(mine[metric]):.{digits}f}, {_change(each, name):+.0f} %")
         if corruption in PAPER[task]:
             alone, before, ours, after = PAPER[task][corruption]
@@ -125,18 +130,26 @@ def _table(task: str, found: Mapping[str, Evaluation]) -> list[str]:
 
 
 def _finding(task: str, found: Mapping[str, Evaluation], name: str) -> str:
-    """Whether a trained adapter is steadier by a quarter under each corruption, and no less accurate."""
+    """Whether a trained adapter is steadier by a quarter under each corruption, and no less accurate.
+
+    Where there is one for a corruption alone it stands for "aligned-spatial" there.
+    """
     metric = QUALITY[task]
     higher = metric != "abs_rel"
-    short, worse = [], []
+    short, worse, called = [], [], f"`{name}`"
     for corruption, each in found.items():
         if corruption == "clean":
             continue
-        if _change(each, name) > -STEADIER:
-            short.append(f"{corruption} {_change(each, name):+.1f} %")
-        gain = _number(each.overall[name][metric]) - _number(each.overall[BASE][metric])
+        alone = ALONE.get(corruption, name) if name == "aligned-spatial" else name
+        change, gains = _change(each, alone), _gains(each, alone, metric)
+        gain = statistics.mean(gains)
+        if alone != name:
+            called += f" ({corruption}: `{alone}`, {change:+.1f} % at {gain:+.2f} dB)"
+        if change > -STEADIER:
+            short.append(f"{corruption} {change:+.1f} %")
         if (gain if higher else -gain) < 0:
-            worse.append(f"{corruption} {gain:+.3f}")
+            error = statistics.stdev(gains) / len(gains) ** 0.5
+            worse.append(f"{corruption} {gain:+.4f}, standard error {error:.4f}")
     told = [f"not under {', '.join(short)}"] if short else []
     told += [f"less accurate under {', '.join(worse)}"] if worse else []
     verdict = "reached" if not told else f"**not reached** ({'; '.join(told)})"
@@ -146,15 +159,21 @@ def _finding(task: str, found: Mapping[str, Evaluation], name: str) -> str:
         )
         verdict += f"; the share of pixels within 1.25 times the truth rises in {closer} of {len(found)} rows"
     if task == "enhance":
-        truth, alone = (_number(found["jpeg"].overall[row]["instability"]) for row in (TRUTH, BASE))
+        truth, before = (_number(found["jpeg"].overall[row]["instability"]) for row in (TRUTH, BASE))
         verdict += (
-            f"; the truth's own instability is {truth:.4f}, that of the network under jpeg {alone:.4f}: most of it is "
+            f"; the truth's own instability is {truth:.4f}, that of the network under jpeg {before:.4f}: most of it is "
             "motion, and less of it is no merit"
         )
     return (
-        f"{TITLES[task]}: at least {STEADIER:.0f} % steadier under each of the five corruptions with `{name}`, and no "
+        f"{TITLES[task]}: at least {STEADIER:.0f} % steadier under each of the five corruptions with {called}, and no "
         f"less accurate than the network alone: {verdict}."
     )
+
+
+def _gains(each: Evaluation, name: str, metric: str) -> list[float]:
+    """What an adapter adds to a measure, recording by recording."""
+    numbers = [video.numbers for video in each.videos]
+    return [_number(found[name][metric]) - _number(found[BASE][metric]) for found in numbers]
 
 
 def _change(each: Evaluation, name: str) -> float:

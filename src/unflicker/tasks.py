@@ -90,7 +90,7 @@ TASKS = {
         Task(
             "enhance",
             HDRNet,
-            trained=("aligned-learned", "aligned-spatial"),
+            trained=("aligned-learned", "aligned-spatial", "aligned-jpeg"),
             default="aligned-learned",
         ),
         Task(
